@@ -1,0 +1,7 @@
+"""`python -m idgen` is the console command `idgen`."""
+
+import sys
+
+from idgen.cli import main
+
+sys.exit(main())
