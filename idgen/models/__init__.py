@@ -1,0 +1,1 @@
+"""Networks that are nobody's adapter: recognisers, detectors and, later, whole generators."""
