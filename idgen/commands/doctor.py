@@ -134,7 +134,9 @@ def _mini() -> dict[str, Path | None]:
 
 
 def _insightface() -> dict[str, Path | None]:
-    root = Path("~/.insightface/models").expanduser()
+    from idgen.weights import insightface_root
+
+    root = insightface_root() / "models"
     return {name: root / name if any((root / name).glob("*.onnx")) else None for name in INSIGHTFACE}
 
 
