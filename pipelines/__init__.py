@@ -1,5 +1,29 @@
-"""The diffusers pipelines: this folder is installed as `idgen.pipelines`."""
+"""The diffusers pipelines, one file each: `from idgen.pipelines import Arc2FacePipeline`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if __name__ != "idgen.pipelines":
-    # The checkout's root is on sys.path: a second copy of every module would be made beside idgen's own.
-    raise ImportError("import idgen.pipelines, not pipelines (pip install -e . makes it importable)")
+    # From the repository's root this folder would import a second time, as `pipelines`, with classes of its own.
+    raise ImportError("import idgen.pipelines, not pipelines (after `pip install -e .`)")
+
+if TYPE_CHECKING:
+    from idgen.pipelines.arc2face import Arc2FacePipeline
+
+__all__ = ["Arc2FacePipeline"]
+
+_LAZY = {"Arc2FacePipeline": "idgen.pipelines.arc2face"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'idgen.pipelines' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

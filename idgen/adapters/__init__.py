@@ -1,0 +1,1 @@
+"""How identities reach a diffusion model: one folder per method, over a few shared injections."""

@@ -1,0 +1,21 @@
+"""Arc2Face (Papantoniou et al., ECCV 2024, arXiv 2403.11641; github.com/foivospar/Arc2Face): a face from its ArcFace embedding.
+
+The unit embedding replaces one word of a fixed prompt ahead of a finetuned CLIP text encoder; the finetuned UNet
+is otherwise a plain Stable Diffusion one.
+"""
+
+from idgen.adapters.arc2face.config import Arc2FaceConfig
+from idgen.adapters.arc2face.convert import load_encoder, load_unet
+from idgen.adapters.arc2face.projection import IdentityPrompt, identity_prompt_embeds, null_prompt_embeds
+from idgen.adapters.arc2face.sources import Source, locate
+
+__all__ = [
+    "Arc2FaceConfig",
+    "IdentityPrompt",
+    "Source",
+    "identity_prompt_embeds",
+    "load_encoder",
+    "load_unet",
+    "locate",
+    "null_prompt_embeds",
+]

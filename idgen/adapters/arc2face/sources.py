@@ -1,0 +1,103 @@
+"""Where an Arc2Face model comes from: the mini family, a hub repository, or a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from idgen.adapters.arc2face.config import Arc2FaceConfig
+from idgen.adapters.arc2face.convert import read_config
+from idgen.errors import IdgenError
+from idgen.weights import find_mini, mini_root
+
+DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+PIPELINE_CLASS = "Arc2FacePipeline"
+
+MODEL_FILES = ("*.json", "arc2face/*", "encoder/*", "unet/*", "text_encoder/*", "vae/*", "tokenizer/*", "scheduler/*")
+BASE_FILES = ("model_index.json", "vae/*.json", "vae/*.safetensors", "tokenizer/*", "scheduler/*")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The folders that make up a model.
+
+    Attributes:
+        unet: the finetuned UNet's.
+        encoder: the finetuned text encoder's.
+        base: a diffusers folder with the autoencoder, tokenizer and scheduler.
+        recogniser: who made the embeddings the weights were trained with; None when `base` says it.
+    """
+
+    unet: Path
+    encoder: Path
+    base: Path
+    recogniser: str | None
+
+
+def locate(
+    name: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None
+) -> Source:
+    """Find every folder of a model; what is on the hub is fetched into its cache.
+
+    Args:
+        name: `"mini"`, a folder, or a hub id.
+        base: hub id or folder of Stable Diffusion for the published layout, which lacks the parts that were not finetuned.
+        options: `revision` (of `name`), `cache_dir`, `token`, `local_files_only`, `force_download` for the hub.
+    Raises:
+        IdgenError: not there, or not a model of this kind.
+    """
+    options = options or {}
+    if name == "mini":
+        find_mini("arc2face"), find_mini("encoder")  # says how to get them
+        root = mini_root()
+    else:
+        root = find_folder(name, MODEL_FILES, options, revision=options.get("revision"))
+    index = root / "model_index.json"
+    if index.is_file() and read_config(root, index.name).get("_class_name") == PIPELINE_CLASS:
+        return Source(root / "unet", root / "text_encoder", root, None)
+    if not (root / "arc2face").is_dir() or not (root / "encoder").is_dir():
+        raise IdgenError(
+            f"{root} is not an Arc2Face model: expected the folders arc2face/ and encoder/ as in the published repository,"
+            f" or a pipeline saved by {PIPELINE_CLASS}.save_pretrained"
+        )
+    if base is None and index.is_file():
+        base = root
+    recogniser = read_config(root / "encoder").get("recogniser")
+    return Source(
+        root / "arc2face",
+        root / "encoder",
+        find_folder(base or DEFAULT_BASE, BASE_FILES, options),
+        recogniser or ("mini" if name == "mini" else Arc2FaceConfig.recogniser),
+    )
+
+
+def find_folder(
+    name: str | os.PathLike[str], files: Sequence[str], options: Mapping[str, Any], revision: str | None = None
+) -> Path:
+    """A folder as it is, or a hub repository's snapshot with the files that match the patterns."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise IdgenError(f"{folder} is a file: pass the folder that holds the model")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is None:
+        raise IdgenError(
+            f"no such folder: {folder} (a model is 'mini', a folder, or a hub id such as FoivosPar/Arc2Face)"
+        )
+    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(files), revision=revision, **hub))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        include = " ".join(f"--include '{pattern}'" for pattern in files)
+        raise IdgenError(
+            f"{name} is neither a folder nor in the hub's cache, and could not be fetched ({type(error).__name__});"
+            f" with a network run: hf download {name} {include}"
+        ) from error

@@ -1,0 +1,1 @@
+"""The few ways into a diffusion model that all methods share."""
