@@ -45,7 +45,8 @@ def load_image(source: ImageLike) -> Image.Image:
         image.load()
     except Exception as error:  # each of Pillow's decoders fails in its own way
         raise IdgenError(f"{name} is truncated or damaged: {_reason(error)}") from error
-    with contextlib.suppress(Exception):  # a malformed EXIF block says nothing about the picture itself
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a malformed EXIF block says nothing about the picture itself
         image = ImageOps.exif_transpose(image)
     return _to_rgb(image, name)
 
