@@ -55,44 +55,52 @@ EXPRESSIONS = {
     "neutral": _having("a neutral expression", "a calm face") + _adjective("serious"),
     "slight smile": _having("a slight smile") + _doing("smiling slightly"),
     "smiling": _adjective("smiling") + _doing("smiling", "smiling") + _having("a smile"),
+    "smiling with teeth": _adjective("smiling") + _doing("smiling with teeth") + _having("a wide smile", "a big smile"),
     "laughing": _adjective("laughing") + _doing("laughing", "laughing with an open mouth"),
     "surprised": _adjective("surprised") + _having("a surprised expression", "a surprised look"),
     "angry": _adjective("angry") + _having("an angry expression", "an angry look"),
     "sad": _adjective("sad") + _having("a sad expression", "a sad look"),
-    "disgusted": _adjective("disgusted") + _having("a disgusted expression", "a look of disgust"),
+    "disgusted": _adjective("disgusted") + _having("a disgusted expression", "a disgusted look"),
+    "afraid": _adjective("scared", "frightened") + _having("a scared expression", "a frightened look"),
     "eyes closed": _having("closed eyes", "eyes closed"),
     "open mouth": _having("an open mouth", "the mouth open"),
     "pouting": _adjective("pouting") + _doing("pouting"),
+    "winking": _adjective("winking") + _doing("winking"),
+    "mix": (),
 }
 
 HAIR_COLOURS = {
     "black": ("black",),
     "dark brown": ("dark brown",),
     "brown": ("brown",),
-    "auburn": ("auburn", "red"),
     "red": ("red",),
     "blond": ("blond", "blonde"),
-    "grey": ("grey",),
+    "light blond": ("light blond", "light blonde"),
+    "grey": ("grey", "gray"),
     "white": ("white",),
 }
 # {} takes the colour, or nothing.
 HAIR_STYLES = {
     "bald": _adjective("bald") + _having("a bald head", "no hair"),
     "buzz cut": _having("a {} buzz cut", "very short {} hair"),
-    "short hair": _having("short {} hair"),
-    "short hair with fringe": _having("short {} hair and a fringe"),
-    "receding hair": _having("receding {} hair", "thinning {} hair"),
-    "long hair": _having("long {} hair"),
-    "long hair with fringe": _having("long {} hair and a fringe"),
-    "bob hair": _having("{} bob hair", "a {} bob"),
+    "short": _having("short {} hair"),
+    "short with a fringe": _having("short {} hair and a fringe", "a fringe and short {} hair"),
+    "side part": _having("{} hair with a side part", "a side part in short {} hair"),
+    "receding": _having("receding {} hair", "thinning {} hair"),
+    "curly": _having("curly {} hair"),
+    "afro": _having("a {} afro", "{} afro hair"),
+    "bob": _having("a {} bob", "{} bob hair"),
+    "long": _having("long {} hair"),
+    "long with a fringe": _having("long {} hair and a fringe", "a fringe and long {} hair"),
+    "ponytail": _having("a {} ponytail", "{} hair in a ponytail"),
+    "bun": _having("a {} bun", "{} hair in a bun"),
 }
-
 BEARDS = {
     "none": _adjective("clean shaven") + _having("no beard"),
     "stubble": _having("stubble"),
     "mustache": _having("a mustache"),
-    "beard": _adjective("bearded") + _having("a beard", "a full beard"),
     "goatee": _having("a goatee"),
+    "beard": _adjective("bearded") + _having("a beard", "a full beard"),
 }
 GLASSES = {
     "none": _having("no glasses"),
@@ -107,12 +115,13 @@ HEADS = {
     "down": _doing("looking down", "facing down") + _place("with the head lowered"),
 }
 GAZES = {
-    "straight": _having("eyes on the camera"),
+    "straight": (),
     "left": _doing("glancing left"),
     "right": _doing("glancing right"),
     "up": _doing("glancing up"),
     "down": _doing("glancing down"),
 }
+
 SKINS = {
     "very light": _having("very light skin", "pale skin"),
     "light": _having("light skin"),
@@ -120,27 +129,38 @@ SKINS = {
     "brown": _having("brown skin"),
     "dark": _having("dark skin"),
 }
+BUILDS = {"thin": _adjective("thin"), "average": (), "heavy": _adjective("heavy")}
 EYE_COLOURS = {
-    colour: _having(f"{colour} eyes") for colour in ("dark brown", "brown", "hazel", "green", "blue", "grey", "amber")
+    colour: _having(f"{colour} eyes") for colour in ("dark brown", "brown", "hazel", "green", "blue", "grey")
 }
 LIGHTS = {
-    "soft": _place("in soft light"),
-    "bright": _place("in bright light"),
-    "dim": _place("in dim light"),
-    "warm": _place("in warm light"),
-    "cool": _place("in cool light"),
-    "side": _place("with light from the side", "in light from the side"),
+    "soft light": _place("in soft light"),
+    "bright light": _place("in bright light"),
+    "dim light": _place("in dim light"),
+    "warm light": _place("in warm light"),
+    "cool light": _place("in cool light"),
+    "side light": _place("in side light", "with light from the side"),
 }
 BACKGROUNDS = {
     "plain": _place("on a plain background", "against a plain wall"),
     "gradient": _place("on a smooth background"),
+    "studio": _place("in a studio"),
     "room": _place("in a room", "indoors"),
+    "window": _place("by a window", "near a window"),
     "outdoors": _place("outdoors", "outside"),
+    "city": _place("in a city", "in the street"),
+    "bricks": _place("against a brick wall"),
 }
-CLOTHINGS = {
-    "shirt": _doing("wearing a shirt"),
-    "sweater": _doing("wearing a sweater"),
-    "jacket": _doing("wearing a jacket"),
+GARMENTS = {
+    "t-shirt": _doing("wearing a {} t shirt"),
+    "shirt": _doing("wearing a {} shirt"),
+    "jumper": _doing("wearing a {} jumper", "wearing a {} sweater"),
+    "dress": _doing("wearing a {} dress"),
+    "jacket": _doing("wearing a {} jacket"),
+}
+CLOTH_COLOURS = {
+    colour: (colour,)
+    for colour in ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 }
 LIPSTICK = _having("lipstick", "painted lips") + _doing("wearing lipstick")
 EYE_SHADOW = _having("eye shadow") + _doing("wearing eye shadow")
@@ -154,49 +174,75 @@ def noun(attributes: Mapping[str, Any], rng: HasRandom) -> tuple[str, str]:
 
 def phrases(attributes: Mapping[str, Any]) -> Iterator[tuple[list[Phrase], float]]:
     """For each thing that can be said of a portrait: its wordings, and the chance that a caption mentions it."""
-    expression, glasses, head = attributes["expression"], attributes["glasses"], attributes["head"]
-    yield _wordings(EXPRESSIONS, attributes, "expression"), 0.4 if expression == "neutral" else 0.75
-    yield _hair(attributes), 0.75
-    yield _wordings(GLASSES, attributes, "glasses"), 0.12 if glasses == "none" else 0.85
-    yield _wordings(HEADS, attributes, "head"), 0.4 if head == "straight" else 0.75
-    if attributes["gender"] == "man":
-        yield _wordings(BEARDS, attributes, "beard"), 0.2 if attributes["beard"] == "none" else 0.65
-    if attributes["lipstick"]:
-        yield LIPSTICK, 0.5
-    if attributes["eye_shadow"]:
-        yield EYE_SHADOW, 0.35
-    if attributes["freckles"]:
-        yield FRECKLES, 0.5
-    yield _wordings(SKINS, attributes, "skin"), 0.35
-    yield _wordings(EYE_COLOURS, attributes, "eye_colour"), 0.3
-    yield _wordings(LIGHTS, attributes, "light"), 0.35
-    yield _wordings(BACKGROUNDS, attributes, "background"), 0.35
-    yield _wordings(CLOTHINGS, attributes, "clothing"), 0.3
+    for options, chance in _everything(attributes):
+        if options:
+            yield list(options), chance
 
 
 def every_text() -> Iterator[str]:
     """Every piece of text that a caption can be made of."""
     yield from (*OPENERS, *GLUE)
-    for table in (NOUNS, AGES, HAIR_COLOURS):
+    for table in (NOUNS, AGES, HAIR_COLOURS, CLOTH_COLOURS):
         for words in table.values():
             yield from words
-    tables = (EXPRESSIONS, HAIR_STYLES, BEARDS, GLASSES, HEADS, SKINS, EYE_COLOURS, LIGHTS, BACKGROUNDS, CLOTHINGS)
-    for options in (LIPSTICK, EYE_SHADOW, FRECKLES, *(options for table in tables for options in table.values())):
-        yield from (phrase.text for phrase in options)
+    yield from (phrase.text for options in (LIPSTICK, EYE_SHADOW, FRECKLES) for phrase in options)
+    tables = (EXPRESSIONS, HAIR_STYLES, BEARDS, GLASSES, HEADS, GAZES, SKINS, BUILDS, EYE_COLOURS, LIGHTS, BACKGROUNDS)
+    for table in (*tables, GARMENTS):
+        for options in table.values():
+            yield from (phrase.text for phrase in options)
 
 
-def _hair(attributes: Mapping[str, Any]) -> list[Phrase]:
-    """Style and colour together, twice as often as the style or (where there is hair) the colour alone."""
-    styles = _wordings(HAIR_STYLES, attributes, "hair_style")
-    colours = _wordings(HAIR_COLOURS, attributes, "hair_colour")
-    if not any("{}" in style.text for style in styles):
-        return styles
-    coloured = [Phrase(kind, text.format(colour)) for kind, text in styles for colour in colours]
-    plain = [Phrase(kind, " ".join(text.format("").split())) for kind, text in styles]
-    alone = [Phrase(HAVING, f"{colour} hair") for colour in colours]
-    shares = ((coloured, 4), (plain, 1), (alone, 1))
-    most = max(len(options) for options, _ in shares)
-    return [phrase for options, share in shares for phrase in (options * most * share)[: most * share]]
+def _everything(attributes: Mapping[str, Any]) -> Iterator[tuple[Sequence[Phrase], float]]:
+    def said(table: Mapping[str, Any], key: str, chance: float, **other_chances: float) -> tuple[Any, float]:
+        return _wordings(table, attributes, key), other_chances.get(attributes[key], chance)
+
+    yield said(EXPRESSIONS, "expression", 0.75, neutral=0.4)
+    yield _hair(attributes), 0.75
+    yield said(GLASSES, "glasses", 0.85, none=0.12)
+    yield said(HEADS, "head", 0.75, straight=0.4)
+    if attributes["gender"] == "man":
+        yield said(BEARDS, "beard", 0.65, none=0.2)
+    for key, options, chance in (
+        ("lipstick", LIPSTICK, 0.5),
+        ("eye_shadow", EYE_SHADOW, 0.35),
+        ("freckles", FRECKLES, 0.5),
+    ):
+        yield (options if attributes[key] else ()), chance
+    yield said(SKINS, "skin", 0.35)
+    yield said(BUILDS, "build", 0.2)
+    yield said(EYE_COLOURS, "eye_colour", 0.3)
+    if attributes["expression"] != "eyes closed":
+        yield said(GAZES, "gaze", 0.15)
+    yield said(LIGHTS, "light", 0.35)
+    yield said(BACKGROUNDS, "background", 0.35)
+    yield _coloured(GARMENTS, "clothing", CLOTH_COLOURS, "clothing_colour", attributes), 0.35
+
+
+def _hair(attributes: Mapping[str, Any]) -> Sequence[Phrase]:
+    """The style with its colour, or one in four times the style or the colour alone; nothing of the colour when bald."""
+    return _coloured(HAIR_STYLES, "hair_style", HAIR_COLOURS, "hair_colour", attributes, "{} hair")
+
+
+def _coloured(
+    things: Mapping[str, Any],
+    thing: str,
+    colours: Mapping[str, Any],
+    colour: str,
+    attributes: Mapping[str, Any],
+    alone: str = "",
+) -> list[Phrase]:
+    """Wordings of a thing with its colour, and a few without it or (where `alone` says how) of the colour alone."""
+    options: Sequence[Phrase] = _wordings(things, attributes, thing)
+    names: Sequence[str] = _wordings(colours, attributes, colour)
+    if not any("{}" in text for _, text in options):
+        return list(options)
+    both = [Phrase(kind, text.format(name)) for kind, text in options for name in names]
+    plain = [Phrase(kind, " ".join(text.format("").split())) for kind, text in options]
+    only = [Phrase(HAVING, alone.format(name)) for name in names] if alone else []
+    # Each group gets its share of the equally likely wordings, however many it holds.
+    return [
+        group[i % len(group)] for group, share in ((both, 36), (plain, 6), (only, 6)) if group for i in range(share)
+    ]
 
 
 def pick(options: Sequence[Option], rng: HasRandom) -> Option:
