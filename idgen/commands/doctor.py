@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -156,12 +155,13 @@ def _has_files(folder: Path) -> bool:
 
 def _how_to_get(weights: dict[str, dict[str, Path | None]]) -> dict[str, str]:
     """Where the weights come from that idgen can use and does not find; none of them is needed for the mini family."""
+    from idgen.weights import insightface_root
+
     ways = {}
     for name, path in weights["insightface"].items():
         if path is None:
-            ways[name] = (
-                f"unpack {name}.zip of the insightface releases into ~/.insightface/models/{name} (non-commercial)"
-            )
+            folder = insightface_root() / "models" / name
+            ways[name] = f"unpack {name}.zip of the insightface releases into {folder} (for research only)"
     for name, path in weights["hub"].items():
         if path is None:
             ways[name] = f"hf download {name}"
@@ -170,23 +170,20 @@ def _how_to_get(weights: dict[str, dict[str, Path | None]]) -> dict[str, str]:
 
 def _tell(report: dict[str, Any]) -> None:
     say(f"idgen {report['idgen']} in {report['installed_at']}, Python {report['python']}, {report['platform']}")
-    say("packages   " + ", ".join(f"{name} {version}" for name, version in report["packages"].items()))
+    say("packages     " + ", ".join(f"{name} {version}" for name, version in report["packages"].items()))
     if "cpu" in report:
         cpu, cuda = report["cpu"], report["cuda"]
         bf16 = "bf16 in hardware" if cpu["bf16_in_hardware"] else "no bf16 in hardware"
-        say(
-            f"CPU        {cpu['cores']} cores, {cpu['threads']} threads, {' '.join(cpu['features']) or 'no extensions'}; {bf16}"
-        )
+        say(f"CPU          {cpu['cores']} cores, {cpu['threads']} threads, {' '.join(cpu['features'])}; {bf16}")
         cards = ", ".join(f"{card['name']} ({card['memory_gib']} GiB)" for card in cuda["devices"])
         built_for = f"CUDA {cuda['built_for']}" if cuda["built_for"] else "CPU only"
-        say(f"CUDA       {cards or 'no device'}; torch built for {built_for}")
-        say(f"would use  {report['device']}, {report['dtype']}")
+        say(f"CUDA         {cards or 'no device'}; torch built for {built_for}")
+        say(f"would use    {report['device']}, {report['dtype']}")
     for family, found in report["weights"].items():
         for name, path in found.items():
-            say(f"{family:11}{name}: {path or 'not found'}")
+            say(f"{family:13}{name}: {path or 'not found'}")
     for name, way in report["missing"].items():
         say(f"to get {name}: {way}")
     for problem in report["problems"]:
-        say(f"PROBLEM    {problem['what']}: {problem['mend']}")
-    say("all is well" if report["ok"] else f"{len(report['problems'])} problem(s) to mend; see above")
-    sys.stderr.flush()
+        say(f"PROBLEM      {problem['what']}: {problem['mend']}")
+    say("all is well" if report["ok"] else f"to mend: {len(report['problems'])}, see above")
