@@ -1,0 +1,68 @@
+"""Pictures -> embeddings for measuring: in batches, and with zeros where no face is found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from idgen.faces import FaceEncoder
+
+BATCH = 64
+
+
+def embed_faces(encoder: FaceEncoder, images: Tensor) -> Tensor:
+    """The largest face of each picture as the encoder's own detector finds it.
+
+    Args:
+        images: (n, height, width, 3) uint8 RGB.
+
+    Returns:
+        (n, dim) float32 raw embeddings on the CPU; a row of zeros where no face was found.
+    """
+    landmarks, seen = detect_landmarks(encoder, images)
+    embeddings = torch.zeros(len(images), 0)
+    if seen.any():
+        found = embed_at(encoder, images[seen], landmarks[seen])
+        embeddings = torch.zeros(len(images), found.shape[1])
+        embeddings[seen] = found
+    return embeddings
+
+
+def detect_landmarks(encoder: FaceEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The five landmarks (n, 5, 2) of the largest face in each picture, and whether there is one (n,)."""
+    landmarks = torch.zeros(len(images), 5, 2)
+    seen = torch.zeros(len(images), dtype=torch.bool)
+    for index, pixels in enumerate(images):
+        faces = encoder.detect(Image.fromarray(pixels.numpy()))
+        if faces:
+            largest = max(faces, key=lambda face: _area(face.box))
+            landmarks[index] = torch.as_tensor(largest.landmarks, dtype=torch.float32)
+            seen[index] = True
+    return landmarks, seen
+
+
+@torch.no_grad()
+def embed_at(encoder: FaceEncoder, images: Tensor, landmarks: Tensor) -> Tensor:
+    """(n, dim) float32 raw embeddings of pictures (n, height, width, 3) uint8 aligned by known landmarks (n, 5, 2)."""
+    parts = [
+        encoder.encode_aligned(align(pixels, points).to(encoder.device)).float().cpu()
+        for pixels, points in zip(images.split(BATCH), landmarks.split(BATCH), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def align(images: Tensor, landmarks: Tensor, size: int = 112) -> Tensor:
+    """(n, height, width, 3) uint8 and (n, 5, 2) -> ArcFace crops (n, 3, size, size) in [-1, 1]."""
+    from idgen.faces import norm_crop_torch
+
+    # Aligned in 0..255, so that what lies outside the picture is black as in the usual norm_crop, not grey.
+    return norm_crop_torch(images.permute(0, 3, 1, 2).float(), landmarks, size) / 127.5 - 1.0
+
+
+def _area(box: Tensor) -> float:
+    left, top, right, bottom = (float(value) for value in box)
+    return (right - left) * (bottom - top)
