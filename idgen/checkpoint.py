@@ -130,6 +130,21 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], what
     module.load_state_dict(dict(state), strict=False)
 
 
+def save_training_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write a training's state (nested dicts and lists of tensors and numbers), whole or not at all."""
+    with atomic_write(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_training_state(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read what `save_training_state` wrote, through torch's restricted unpickler.
+
+    Raises:
+        IdgenError: the file is missing, damaged, or holds more than tensors and plain containers.
+    """
+    return _load_pickle(_existing_file(path), device)
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """The file's SHA-256 as 64 hexadecimal characters."""
     digest = hashlib.sha256()
@@ -220,11 +235,11 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise _broken(path, "safetensors", error) from error
 
 
-def _load_pickle(path: Path) -> Any:
+def _load_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # unusual pickle protocols: what matters is an error anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         if _names_code(path, str(error)):
             raise IdgenError(

@@ -1,0 +1,112 @@
+"""A folder of labelled faces (`idgen synth` writes it) as arrays in memory.
+
+Training on two cores is faster than decoding PNGs, so the pictures are decoded once into a memory-mapped array beside
+the folder's metadata and read from there ever after.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from idgen.console import progress
+from idgen.errors import IdgenError
+from idgen.files import atomic_write
+
+CACHE = ".idgen-cache"
+
+
+@dataclass(frozen=True)
+class FaceFolder:
+    """Photos of people with what is known of them.
+
+    Attributes:
+        folder: where they came from.
+        images: uint8 (n, size, size, 3), sRGB.
+        masks: uint8 (n, size, size), classes of `idgen.synthetic.PARSING_CLASSES`.
+        landmarks: float32 (n, 5, 2) px.
+        people: int64 (n,), numbers 0 .. people - 1 in the order of first appearance.
+        rows: the metadata, one dict a photo.
+    """
+
+    folder: Path
+    images: np.ndarray
+    masks: np.ndarray
+    landmarks: np.ndarray
+    people: np.ndarray
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> FaceFolder:
+        """Reads a folder with metadata.jsonl, and makes its cache the first time.
+
+        Raises:
+            IdgenError: no such folder, no metadata, a line that is not JSON, or a picture that is missing or broken.
+        """
+        folder = Path(folder)
+        rows = _read_rows(folder / "metadata.jsonl")
+        images, masks = _cached(folder, rows)
+        numbers: dict[int, int] = {}
+        people = np.array([numbers.setdefault(int(row["person"]), len(numbers)) for row in rows], np.int64)
+        landmarks = np.array([row["landmarks5"] for row in rows], np.float32)
+        return cls(folder, images, masks, landmarks, people, rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def captions(self) -> list[str]:
+        return [row["caption"] for row in self.rows]
+
+    @cached_property
+    def shots(self) -> list[np.ndarray]:
+        """For every person the indices of the photos."""
+        order = np.argsort(self.people, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.people))[:-1])
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise IdgenError(f"no metadata.jsonl in {path.parent}: make the data with `idgen synth --out {path.parent}`")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise IdgenError(f"{path}, line {number} is not JSON: run the same `idgen synth` again to mend it") from None
+    if not rows:
+        raise IdgenError(f"{path} is empty: run the same `idgen synth` again")
+    return rows
+
+
+def _cached(folder: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    images_file, masks_file = folder / CACHE / "images.npy", folder / CACHE / "masks.npy"
+    if images_file.exists() and masks_file.exists():
+        images, masks = np.load(images_file, mmap_mode="r"), np.load(masks_file, mmap_mode="r")
+        if len(images) == len(masks) == len(rows):
+            return images, masks
+    size = _picture(folder / rows[0]["file_name"]).shape[0]
+    images = np.empty((len(rows), size, size, 3), np.uint8)
+    masks = np.empty((len(rows), size, size), np.uint8)
+    for i, row in enumerate(progress(rows, len(rows), "reading pictures")):
+        images[i] = _picture(folder / row["file_name"])
+        masks[i] = _picture(folder / row["mask"], keep=True)
+    for file, array in ((images_file, images), (masks_file, masks)):
+        with atomic_write(file) as temporary, temporary.open("wb") as handle:
+            np.save(handle, array)
+    return np.load(images_file, mmap_mode="r"), np.load(masks_file, mmap_mode="r")
+
+
+def _picture(path: Path, keep: bool = False) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image if keep else image.convert("RGB"))
+    except OSError as error:
+        raise IdgenError(f"cannot read {path} ({error}): run the same `idgen synth` again") from None

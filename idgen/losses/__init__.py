@@ -1,0 +1,1 @@
+"""Losses: margins for recognisers, weights for diffusion, identity."""

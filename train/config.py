@@ -1,0 +1,136 @@
+"""Typed settings of a training: defaults < YAML < `--set a.b=c` and `--field value`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from idgen.errors import IdgenError
+
+
+class TrainConfig(BaseModel):
+    """What every stage has; a stage adds its own fields. Names follow diffusers' training flags where there is one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    output_dir: Path = Field(description="checkpoints, grids, log and the finished weights go here")
+    seed: int = 0
+    max_train_steps: int = Field(1000, ge=1)
+    max_minutes: float | None = Field(
+        None, gt=0, description="stop after so many minutes of training; the schedule then follows the clock"
+    )
+    train_batch_size: int = Field(64, ge=1, description="per process")
+    learning_rate: float = Field(6e-4, gt=0)
+    lr_warmup_steps: int = Field(100, ge=0)
+    lr_decay_share: float = Field(0.3, ge=0, le=1, description="the last part of the training, over which the rate falls to 0")
+    adam_weight_decay: float = Field(0.01, ge=0)
+    adam_beta2: float = Field(0.99, gt=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    mixed_precision: str = Field("bf16", pattern="^(no|bf16|fp16)$")
+    num_threads: int | None = Field(None, ge=1, description="CPU threads; all cores by default")
+    checkpointing_steps: int = Field(500, ge=1)
+    checkpoints_total_limit: int = Field(2, ge=1)
+    validation_steps: int = Field(500, ge=1)
+    log_steps: int = Field(20, ge=1)
+    resume: bool = Field(True, description="go on from the newest checkpoint in output_dir")
+
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Config:
+    """Builds the settings of a stage from the command line.
+
+    Raises:
+        IdgenError: an unknown name (with the nearest one), a wrong value, or an unreadable file.
+    """
+    parser = argparse.ArgumentParser(description=kind.__doc__, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, help="YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="one setting, dotted for nested ones")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    known, rest = parser.parse_known_args(arguments)
+    values: dict[str, Any] = _read_yaml(known.config) if known.config else {}
+    for name, text in [*_pairs(known.set), *_flags(rest)]:
+        _assign(values, name, yaml.safe_load(text))
+    try:
+        config = kind(**values)
+    except ValidationError as error:
+        raise IdgenError(_explain(error, kind)) from None
+    if known.print_config:
+        print(dump(config), end="")
+        sys.exit(0)
+    return config
+
+
+def dump(config: BaseModel) -> str:
+    """The settings as YAML, in the order of their declaration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise IdgenError(f"cannot read the config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise IdgenError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise IdgenError(f"{path} must hold names and values, such as `seed: 1`")
+    return values
+
+
+def _pairs(settings: list[str]) -> list[tuple[str, str]]:
+    for setting in settings:
+        if "=" not in setting:
+            raise IdgenError(f"--set {setting}: write it as name=value")
+    return [(s.split("=", 1)[0], s.split("=", 1)[1]) for s in settings]
+
+
+def _flags(rest: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            raise IdgenError(f"unexpected argument {word!r}: settings are written as --name value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                raise IdgenError(f"--{name} lacks a value")
+            value = following
+        pairs.append((name.replace("-", "_"), value))
+    return pairs
+
+
+def _assign(values: dict[str, Any], name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+    values[last] = value
+
+
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _names(kind), 1, 0.5)
+        return f"unknown setting {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
+    if problem["type"] == "missing":
+        return f"the setting {name!r} is missing: give it in the YAML file or as --{name} VALUE"
+    return f"setting {name!r}: {problem['msg'].lower()}, got {problem['input']!r}"
+
+
+def _names(kind: type[BaseModel]) -> list[str]:
+    names = []
+    for name, field in kind.model_fields.items():
+        names.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _names(field.annotation)
+    return names
