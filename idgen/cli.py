@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from idgen.console import say
+from idgen.console import end_progress, say
 from idgen.devices import DTYPES, is_device_name
 from idgen.errors import IdgenError
 from idgen.version import __version__
@@ -28,9 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except IdgenError as error:
+        end_progress()
         say(f"idgen: {' '.join(str(error).split())}")
         return 2
     except KeyboardInterrupt:
+        end_progress()
         say("idgen: interrupted")
         return 130
     except BrokenPipeError:  # the reader of stdout went away: nobody is left to tell
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("IDGEN_DEBUG"):
             raise
+        end_progress()
         line = " ".join(f"{type(error).__name__}: {error}".split())
         say(f"idgen: {line} (this is a bug; rerun with IDGEN_DEBUG=1 for the traceback)")
         return 1

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
+_bars: list[Any] = []  # the bars on the screen, so that text does not land in the middle of one
+
 
 def say(text: str) -> None:
-    """Print a line for the person at the terminal (stderr)."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for the person at the terminal (stderr), above a progress bar if there is one."""
+    if _bars:
+        _bars[-1].write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterator[Item]:
-    """Yield from `iterable` behind a progress bar on stderr; the bar leaves no line in a log file that nobody watches."""
+    """Yield from `iterable` behind a progress bar on stderr; in a log file it adds a line every ten seconds at most."""
     from tqdm import tqdm
 
-    yield from tqdm(
-        iterable, total=total, desc=desc, file=sys.stderr, dynamic_ncols=True, disable=not sys.stderr.isatty()
-    )
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(iterable, total=total, desc=desc, file=sys.stderr, dynamic_ncols=True, mininterval=interval) as bar:
+        _bars.append(bar)
+        try:
+            yield from bar
+        finally:
+            if bar in _bars:
+                _bars.remove(bar)
+
+
+def end_progress() -> None:
+    """Close the bars of work that was broken off: what is said next starts on a line of its own."""
+    while _bars:
+        _bars.pop().close()

@@ -27,6 +27,10 @@ def add_arguments(parser):
 def run(args):
     print("chatter of a library")
     os.write(1, b"chatter of a C library\\n")
+    if args.name == "in-the-middle":
+        from idgen.console import progress
+        for _ in progress(range(3), desc="greeting"):
+            raise IdgenError("lost the voice")
     if args.name == "nobody":
         raise IdgenError("no one to greet:\\n  name someone")
     if args.name == "bug":
@@ -91,6 +95,11 @@ def test_the_common_flags_have_defaults(capfd: pytest.CaptureFixture[str]) -> No
 
 def test_a_mistake_is_one_line_and_status_2(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(capfd, "greet", "nobody", "--json") == (2, "", ["idgen: no one to greet: name someone"])
+
+
+def test_a_mistake_found_in_the_middle_of_the_work_starts_a_new_line(capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, said = run(capfd, "greet", "in-the-middle")
+    assert (status, out, said) == (2, "", ["idgen: lost the voice"])
 
 
 def test_a_bug_is_one_line_and_status_1(capfd: pytest.CaptureFixture[str]) -> None:
