@@ -110,8 +110,9 @@ class Arc2FacePipeline(StableDiffusionPipeline):
                 f"cannot load the autoencoder, tokenizer or scheduler from {source.base}: {reason}"
             ) from error
         if isinstance(pipe.scheduler, PNDMScheduler) and "scheduler" not in kwargs and source.recogniser is not None:
-            # Stable Diffusion 1.5 comes with PNDM; the authors sample with DPM-Solver++.
-            pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+            # Stable Diffusion 1.5 comes with PNDM; the authors sample with DPM-Solver++ at evenly spaced steps.
+            spacing = {"timestep_spacing": "linspace"}
+            pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **spacing)
         return pipe
 
     @torch.no_grad()
@@ -171,10 +172,10 @@ class Arc2FacePipeline(StableDiffusionPipeline):
         Raises:
             IdgenError: no identity, or one that these weights do not understand (see `encode_identity`).
         """
-        if (identity is None) == (prompt_embeds is None):
-            raise IdgenError("pass either an identity or prompt_embeds made by encode_identity, and not both")
-        if prompt_embeds is None:
+        if identity is not None and prompt_embeds is None:
             prompt_embeds = self.encode_identity(identity)
+        elif identity is not None or prompt_embeds is None:
+            raise IdgenError("pass either an identity or prompt_embeds made by encode_identity, and not both")
         if negative_prompt_embeds is None and guidance_scale > 1 and self.text_encoder is not None:
             negative_prompt_embeds = self.encode_null()
         if negative_prompt_embeds is not None:
@@ -208,7 +209,5 @@ class Arc2FacePipeline(StableDiffusionPipeline):
 
 def _dtype(options: dict[str, Any], component: str) -> torch.dtype:
     """diffusers' `dtype` (older: `torch_dtype`): one for all, or a dict by component; float32 when not given."""
-    dtype = options.get("dtype") or options.get("torch_dtype") or torch.float32
-    if isinstance(dtype, dict):
-        dtype = dtype.get(component, dtype.get("default", torch.float32))
-    return dtype
+    dtype: Any = options.get("dtype") or options.get("torch_dtype") or torch.float32
+    return dtype.get(component, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
