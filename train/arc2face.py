@@ -1,0 +1,158 @@
+"""Trains Arc2Face on the mini family: `accelerate launch train/arc2face.py --config configs/mini/arc2face.yaml`.
+
+Arc2Face (Papantoniou et al., ECCV 2024, arXiv 2403.11641; github.com/foivospar/Arc2Face): UNet and text encoder start
+from the text-to-face model, and the prompt's "id" token becomes the face embedding of *other* photos of the person, so
+that nothing but the identity can be copied. Towards the end an identity loss at low noise (the "timestep-scaled identity
+loss" of ReF-LDM, arXiv 2412.05043, in its simplest form) sharpens what the recogniser sees.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from idgen.adapters.arc2face import Arc2FaceConfig, IdentityPrompt, identity_prompt_embeds, null_prompt_embeds
+from idgen.data.encoded import encode_identities, encode_latents
+from idgen.data.faces import FaceFolder
+from idgen.faces.align_torch import norm_crop_torch
+from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
+from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet
+from idgen.models.registry import load_recogniser
+from idgen.train.config import TrainConfig
+from idgen.train.loop import Batch, Stage, run
+from idgen.train.pictures import grid, to_float, to_pil
+from idgen.train.sampling import sample
+
+
+class Arc2FaceTrainConfig(TrainConfig):
+    """Settings of train/arc2face.py."""
+
+    data: Path = Field(description="folder of `idgen synth`")
+    validation: Path = Field(description="folder of `idgen synth` with people of no training")
+    base: Path = Field(description="folder of the text-to-face pipeline")
+    recogniser: Path = Field(description="folder of the conditioning recogniser")
+    single_reference_share: float = Field(0.6, ge=0, le=1, description="the other samples see the mean of 2 to 4 photos")
+    condition_dropout: float = Field(0.1, ge=0, le=1)
+    identity_weight: float = Field(0.5, ge=0)
+    identity_start: float = Field(0.85, ge=0, le=1, description="share of the training after which the identity loss acts")
+    identity_max_timestep: int = Field(400, ge=1, description="at more noise the predicted picture shows nobody")
+    identity_batch: int = Field(12, ge=1, description="samples of a batch that are decoded for it")
+    guidance_scale: float = Field(2.0, ge=0, description="of the grids")
+
+
+class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
+    """UNet and text encoder, conditioned on a face."""
+
+    def __init__(self, config: Arc2FaceTrainConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
+        self.vae = AutoencoderTiny.from_pretrained(config.base / "vae", torch_dtype=torch.float32).to(device).eval()
+        self.vae.requires_grad_(False)
+        self.recogniser = load_recogniser(config.recogniser, device)
+        vae_file = config.base / "vae" / "diffusion_pytorch_model.safetensors"
+        recogniser_file = config.recogniser / "model.safetensors"
+        self.latents = encode_latents(self.data, self.vae, vae_file, device)
+        self.identities = _unit(encode_identities(self.data, self.recogniser, recogniser_file, device))
+        self.held_out_identities = _unit(encode_identities(self.held_out, self.recogniser, recogniser_file, device))
+        self.tokenizer = CLIPTokenizer.from_pretrained(config.base / "tokenizer")
+        self.adapter = Arc2FaceConfig(recogniser=_recogniser_name(config.recogniser))
+        self.prompt = IdentityPrompt.tokenise(self.tokenizer, self.adapter)
+        self.scheduler = build_scheduler()
+        self.shots = self.data.shots
+        unet, text_encoder = build_unet(), build_text_encoder(self.tokenizer)
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(config.base / "unet").state_dict())
+        text_encoder.load_state_dict(CLIPTextModel.from_pretrained(config.base / "text_encoder").state_dict())
+        self.module = IdentityDenoiser(unet, text_encoder, self.prompt)
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        chosen = rng.choice(len(self.data), self.config.train_batch_size, replace=False)
+        conditions, targets = [], []
+        for photo in chosen:
+            others = self.shots[self.data.people[photo]]
+            others = others[others != photo]
+            several = rng.random() >= self.config.single_reference_share
+            count = min(len(others), int(rng.integers(2, 5)) if several else 1)
+            conditions.append(self.identities[rng.choice(others, count, replace=False)].mean(0))
+            targets.append(self.identities[others].mean(0))
+        return {
+            "latents": torch.from_numpy(self.latents[chosen]).to(self.device).float(),
+            "conditions": torch.from_numpy(np.stack(conditions)).to(self.device),
+            "dropped": torch.from_numpy(rng.random(len(chosen)) < self.config.condition_dropout).to(self.device),
+            "targets": torch.from_numpy(np.stack(targets)).to(self.device),
+            "landmarks": torch.from_numpy(self.data.landmarks[chosen]).to(self.device),
+        }
+
+    def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        noised = add_noise(self.scheduler, batch["latents"])
+        prediction = model(noised.noisy, noised.timesteps, batch["conditions"], batch["dropped"])
+        denoising = denoising_loss(prediction, noised)
+        losses = {"loss": denoising, "denoising": denoising}
+        if self.config.identity_weight and progress >= self.config.identity_start:
+            losses["identity"] = self._identity(prediction, noised, batch)
+            losses["loss"] = denoising + self.config.identity_weight * losses["identity"]
+        return losses
+
+    def _identity(self, prediction: Tensor, noised: Noised, batch: Batch) -> Tensor:
+        usable = (noised.timesteps < self.config.identity_max_timestep) & ~batch["dropped"]
+        chosen = usable.nonzero()[:, 0][: self.config.identity_batch]
+        clean = predicted_latents(self.scheduler, prediction, noised)[chosen]
+        pictures = self.vae.decode(clean / self.vae.config.scaling_factor).sample.float()
+        made = self.recogniser(norm_crop_torch(pictures, batch["landmarks"][chosen])).float()
+        distance = 1 - F.cosine_similarity(made, batch["targets"][chosen])
+        return distance.sum() / max(1, len(chosen))
+
+    @torch.no_grad()
+    def validate(self) -> tuple[dict[str, float], Image.Image | None]:
+        people = 16
+        first = np.array([shots[0] for shots in self.held_out.shots[:people]])
+        wanted = torch.from_numpy(self.held_out_identities[first]).to(self.device)
+        text_encoder = self.module.text_encoder
+        context = identity_prompt_embeds(text_encoder, self.prompt, wanted)
+        empty = null_prompt_embeds(text_encoder, self.prompt, self.device)
+        pictures = sample(self.module.unet, self.vae, self.scheduler, context, empty, self.config.guidance_scale)
+        references = to_float(self.held_out.images[first], self.device)
+        rows = [part for pair in zip(references.split(8), pictures.float().split(8), strict=True) for part in pair]
+        return {"pixel_std": float(pictures.float().std(0).mean())}, grid(to_pil(torch.cat(rows)), 8)
+
+    def save(self, folder: Path) -> None:
+        unet, text_encoder = build_unet(), build_text_encoder(self.tokenizer)
+        unet.load_state_dict(self.module.unet.state_dict())
+        text_encoder.load_state_dict(self.module.text_encoder.state_dict())
+        unet.half().save_pretrained(folder / "arc2face")
+        text_encoder.half().save_pretrained(folder / "encoder")
+
+
+class IdentityDenoiser(nn.Module):
+    """UNet over a text encoder in which a face replaces one token."""
+
+    def __init__(self, unet: nn.Module, text_encoder: CLIPTextModel, prompt: IdentityPrompt) -> None:
+        super().__init__()
+        self.unet, self.text_encoder, self.prompt = unet, text_encoder, prompt
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, conditions: Tensor, dropped: Tensor) -> Tensor:
+        context = identity_prompt_embeds(self.text_encoder, self.prompt, conditions)  # (batch, 32, 512)
+        empty = null_prompt_embeds(self.text_encoder, self.prompt, noisy.device).to(context.dtype)
+        context = torch.where(dropped[:, None, None], empty, context)
+        return self.unet(noisy, timesteps, context).sample
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    raw = np.asarray(embeddings, np.float32)
+    return raw / np.linalg.norm(raw, axis=1, keepdims=True)
+
+
+def _recogniser_name(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text())["name"])
+
+
+if __name__ == "__main__":
+    run(Arc2FaceStage, Arc2FaceTrainConfig)

@@ -1,0 +1,102 @@
+"""Trains the mini family's text-to-face model: `accelerate launch train/base.py --config configs/mini/base.yaml`.
+
+Latent diffusion (Rombach et al., arXiv 2112.10752) from scratch: UNet and CLIP text encoder together, captions dropped
+for one sample in ten so that guidance works.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from idgen.data.encoded import encode_latents
+from idgen.data.faces import FaceFolder
+from idgen.losses.diffusion import add_noise, denoising_loss
+from idgen.models.mini_family import (
+    PROMPT_WORDS,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    save_pipeline,
+)
+from idgen.synthetic.captions import vocabulary
+from idgen.train.config import TrainConfig
+from idgen.train.loop import Batch, Stage, run
+from idgen.train.pictures import grid, to_pil
+from idgen.train.sampling import sample
+
+
+class BaseConfig(TrainConfig):
+    """Settings of train/base.py."""
+
+    data: Path = Field(description="folder of `idgen synth`")
+    validation: Path = Field(description="folder of `idgen synth` with other people: their captions make the grids")
+    vae: Path = Field(description="folder of the autoencoder")
+    proportion_empty_prompts: float = Field(0.1, ge=0, le=1)
+    guidance_scale: float = Field(3.0, ge=0, description="of the grids")
+
+
+class BaseStage(Stage[BaseConfig]):
+    """UNet and text encoder of the mini family."""
+
+    def __init__(self, config: BaseConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        data, held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
+        self.vae = AutoencoderTiny.from_pretrained(config.vae).to(device)
+        self.latents = encode_latents(data, self.vae, config.vae / "diffusion_pytorch_model.safetensors", device)
+        self.tokenizer = build_tokenizer([*vocabulary(), *PROMPT_WORDS])
+        self.tokens = self._tokenise(data.captions)
+        self.empty = self._tokenise([""])
+        self.prompts = self._tokenise(held_out.captions[:32])
+        self.scheduler = build_scheduler()
+        self.module = TextDenoiser(build_unet(), build_text_encoder(self.tokenizer))
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        chosen = rng.choice(len(self.latents), self.config.train_batch_size, replace=False)
+        tokens = self.tokens[chosen].clone()
+        tokens[torch.from_numpy(rng.random(len(chosen)) < self.config.proportion_empty_prompts)] = self.empty[0]
+        return {"latents": torch.from_numpy(self.latents[chosen]).to(self.device), "tokens": tokens.to(self.device)}
+
+    def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        noised = add_noise(self.scheduler, batch["latents"].float())
+        return {"loss": denoising_loss(model(noised.noisy, noised.timesteps, batch["tokens"]), noised)}
+
+    @torch.no_grad()
+    def validate(self) -> tuple[dict[str, float], Image.Image | None]:
+        context = self.module.text_encoder(self.prompts.to(self.device)).last_hidden_state
+        empty = self.module.text_encoder(self.empty.to(self.device)).last_hidden_state
+        pictures = sample(self.module.unet, self.vae, self.scheduler, context, empty, self.config.guidance_scale)
+        return {"pixel_std": float(pictures.float().std(0).mean())}, grid(to_pil(pictures), 8)
+
+    def save(self, folder: Path) -> None:
+        vae = AutoencoderTiny.from_pretrained(self.config.vae)
+        text_encoder, unet = build_text_encoder(self.tokenizer), build_unet()
+        text_encoder.load_state_dict(self.module.text_encoder.state_dict())
+        unet.load_state_dict(self.module.unet.state_dict())
+        save_pipeline(folder, vae, text_encoder, self.tokenizer, unet)
+
+    def _tokenise(self, texts: list[str]) -> Tensor:
+        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+class TextDenoiser(nn.Module):
+    """UNet over a text encoder: (noisy latents, times, token ids) -> prediction."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        context = self.text_encoder(tokens).last_hidden_state  # (batch, 32, 512)
+        return self.unet(noisy, timesteps, context).sample
+
+
+if __name__ == "__main__":
+    run(BaseStage, BaseConfig)
