@@ -182,9 +182,8 @@ def phrases(attributes: Mapping[str, Any]) -> Iterator[tuple[list[Phrase], float
 def every_text() -> Iterator[str]:
     """Every piece of text that a caption can be made of."""
     yield from (*OPENERS, *GLUE)
-    for table in (NOUNS, AGES, HAIR_COLOURS, CLOTH_COLOURS):
-        for words in table.values():
-            yield from words
+    for words in (*NOUNS.values(), *AGES.values(), *HAIR_COLOURS.values(), *CLOTH_COLOURS.values()):
+        yield from words
     yield from (phrase.text for options in (LIPSTICK, EYE_SHADOW, FRECKLES) for phrase in options)
     tables = (EXPRESSIONS, HAIR_STYLES, BEARDS, GLASSES, HEADS, GAZES, SKINS, BUILDS, EYE_COLOURS, LIGHTS, BACKGROUNDS)
     for table in (*tables, GARMENTS):
