@@ -1,0 +1,149 @@
+"""Trains the mini family's face detector: `accelerate launch train/detector.py --config configs/mini/detector.yaml`.
+
+Penalty-reduced focal loss on the heat map (CenterNet, arXiv 1904.07850, eq. 1), smooth absolute errors on box and
+landmarks around each centre. Steps alternate between whole scenes and close-ups, the detector's two looks.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from pydantic import Field
+from torch import Tensor, nn
+
+from idgen.checkpoint import save_weights
+from idgen.data.augment import photometric
+from idgen.data.clutter import Scene, close_up, compose, face_boxes
+from idgen.data.faces import FaceFolder
+from idgen.files import atomic_write
+from idgen.models.mini_detector import STRIDE, MiniDetector
+from idgen.train.config import TrainConfig
+from idgen.train.loop import Batch, Stage, run
+from idgen.train.pictures import grid, to_pil
+
+
+class DetectorConfig(TrainConfig):
+    """Settings of train/detector.py."""
+
+    data: Path = Field(description="folder of `idgen synth`")
+    validation: Path = Field(description="folder of `idgen synth` with other people")
+
+
+class DetectorStage(Stage[DetectorConfig]):
+    """The detector."""
+
+    def __init__(self, config: DetectorConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
+        self.boxes, self.held_out_boxes = face_boxes(self.data), face_boxes(self.held_out)
+        self.module = MiniDetector()
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        whole = bool(rng.random() < 0.5)
+        # Close-ups are a quarter of the area: four times as many for the same time.
+        count = max(1, self.config.train_batch_size // (1 if not whole else 4))
+        make = compose if whole else close_up
+        scenes = [make(self.data, self.boxes, rng) for _ in range(count)]
+        pictures = torch.stack([scene.picture for scene in scenes])
+        heat, geometry, near = zip(*(_targets(scene) for scene in scenes), strict=True)
+        return {
+            "pictures": pictures.to(self.device),
+            "heat": torch.stack(heat).to(self.device),
+            "geometry": torch.stack(geometry).to(self.device),
+            "near": torch.stack(near).to(self.device),
+        }
+
+    def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        pictures = photometric(batch["pictures"], 0.8).contiguous(memory_format=torch.channels_last)
+        logits, geometry = model(pictures)
+        heat = _focal(logits.float()[:, 0], batch["heat"])
+        near = batch["near"][:, None]
+        errors = F.smooth_l1_loss(geometry.float(), batch["geometry"], reduction="none", beta=0.02) * near
+        count = near.sum().clamp_min(1)
+        box, landmarks = errors[:, :4].sum() / (4 * count), errors[:, 4:].sum() / (10 * count)
+        return {"loss": heat + 0.5 * box + 8 * landmarks, "heat": heat, "box": box, "landmarks": landmarks}
+
+    @torch.no_grad()
+    def validate(self) -> tuple[dict[str, float], Image.Image | None]:
+        rng = np.random.default_rng(1)
+        scenes = [compose(self.held_out, self.held_out_boxes, rng) for _ in range(150)]
+        found = wanted = false = 0
+        errors: list[float] = []
+        pictures = []
+        for scene in scenes:
+            image = to_pil(scene.picture[None])[0]
+            with torch.autocast(self.device.type, enabled=False):
+                result = self.module.detect([np.asarray(image)])[0]
+            matched = set()
+            for landmarks in scene.landmarks:
+                wanted += 1
+                eyes = float((landmarks[0] - landmarks[1]).norm())
+                if len(result.scores) == 0:
+                    continue
+                distance = (result.landmarks.cpu() - landmarks).norm(dim=-1).mean(1) / eyes
+                best = int(distance.argmin())
+                if distance[best] < 0.5:
+                    found += 1
+                    matched.add(best)
+                    errors.append(float(distance[best]))
+            false += len(result.scores) - len(matched)
+            pictures.append(_drawn(image, result.boxes.tolist(), result.landmarks.tolist()))
+        figures = {
+            "detection_rate": found / max(1, wanted),
+            "landmark_error": float(np.mean(errors)) if errors else 1.0,
+            "false_per_picture": false / len(scenes),
+        }
+        return figures, grid(pictures[:12], 4)
+
+    def save(self, folder: Path) -> None:
+        with atomic_write(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps({"architecture": "mini_detector"}, indent=2) + "\n")
+        state = {k: v.half() if v.is_floating_point() else v for k, v in self.module.state_dict().items()}
+        save_weights(folder / "model.safetensors", state, {"format": "pt"})
+
+
+def _targets(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
+    """Heat map, geometry (14 values a cell) and the cells near a centre, at stride 8."""
+    cells = scene.picture.shape[-1] // STRIDE
+    steps = torch.arange(cells) * STRIDE + (STRIDE - 1) / 2
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    heat, geometry, near = torch.zeros(cells, cells), torch.zeros(14, cells, cells), torch.zeros(cells, cells)
+    for box, landmarks in zip(scene.boxes, scene.landmarks, strict=True):
+        middle, extent = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+        distance = ((x - middle[0]) ** 2 + (y - middle[1]) ** 2).sqrt()
+        spread = max(float(extent.mean()) / 10, STRIDE / 2)
+        heat = torch.maximum(heat, torch.exp(-0.5 * (distance / spread) ** 2))
+        row, column = divmod(int(distance.argmin()), cells)
+        heat[row, column] = 1
+        here = distance < max(1.2 * STRIDE, 0.15 * float(extent.mean()))
+        sides = torch.stack([x - box[0], y - box[1], box[2] - x, box[3] - y]).clamp_min(1) / STRIDE
+        offsets = (landmarks.flatten()[:, None, None] - torch.stack([x, y]).repeat(5, 1, 1)) / extent.repeat(5)[:, None, None]
+        geometry[:, here] = torch.cat([sides.log(), offsets])[:, here]
+        near[here] = 1
+    return heat, geometry, near
+
+
+def _focal(logits: Tensor, target: Tensor) -> Tensor:
+    chance = logits.sigmoid()
+    positive = target == 1
+    gain = F.logsigmoid(logits) * (1 - chance) ** 2 * positive
+    loss = F.logsigmoid(-logits) * chance**2 * (1 - target) ** 4 * ~positive
+    return -(gain.sum() + loss.sum()) / positive.sum().clamp_min(1)
+
+
+def _drawn(image: Image.Image, boxes: list[list[float]], landmarks: list[list[list[float]]]) -> Image.Image:
+    draw = ImageDraw.Draw(image)
+    for box, points in zip(boxes, landmarks, strict=True):
+        draw.rectangle(box, outline=(255, 60, 60))
+        for x, y in points:
+            draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=(60, 255, 60))
+    return image
+
+
+if __name__ == "__main__":
+    run(DetectorStage, DetectorConfig)
