@@ -59,8 +59,7 @@ def align(images: Tensor, landmarks: Tensor, size: int = 112) -> Tensor:
     """(n, height, width, 3) uint8 and (n, 5, 2) -> ArcFace crops (n, 3, size, size) in [-1, 1]."""
     from idgen.faces import norm_crop_torch
 
-    # Aligned in 0..255, so that what lies outside the picture is black as in the usual norm_crop, not grey.
-    return norm_crop_torch(images.permute(0, 3, 1, 2).float(), landmarks, size) / 127.5 - 1.0
+    return norm_crop_torch(images.permute(0, 3, 1, 2).float() / 127.5 - 1.0, landmarks, size)
 
 
 def _area(box: Tensor) -> float:

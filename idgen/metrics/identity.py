@@ -32,18 +32,27 @@ class PhotoStatistics:
         Raises:
             ValueError: with fewer.
         """
-        people, count = photos.shape[:2]
-        if people < 2 or count < 2:
-            raise ValueError(f"needs at least 2 people with 2 photos each, got {people} with {count}")
-        within, across = per_person_cosines(photos, photos)
-        # The diagonal of a person's own block is each photo with itself: cosine 1, or 0 when undetected.
-        themselves = (unit(photos) ** 2).sum(-1).sum(1)  # (people,)
-        same = (within * count * count - themselves) / (count * (count - 1))
-        return cls(float(same.mean()), float(across.mean()))
+        same, different = photo_cosines(photos)
+        return cls(float(same.mean()), float(different.mean()))
 
     def score(self, cosine: Tensor | float) -> Tensor | float:
         """Cosine -> id_score: 0 at `different`, 1 at `same`."""
         return (cosine - self.different) / (self.same - self.different)
+
+
+def photo_cosines(photos: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (people,): each person's mean cosine over pairs of different own photos, and to everybody else's photos.
+
+    Raises:
+        ValueError: with fewer than two people or two photos each.
+    """
+    people, count = photos.shape[:2]
+    if people < 2 or count < 2:
+        raise ValueError(f"needs at least 2 people with 2 photos each, got {people} with {count}")
+    within, across = per_person_cosines(photos, photos)
+    # The diagonal of a person's own block is each photo with itself: cosine 1, or 0 when undetected.
+    themselves = (unit(photos) ** 2).sum(-1).sum(1)  # (people,)
+    return (within * count * count - themselves) / (count * (count - 1)), across
 
 
 def id_score(generated: Tensor, others: Tensor, statistics: PhotoStatistics) -> float:

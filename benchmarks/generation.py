@@ -1,0 +1,88 @@
+"""Pictures from the mini family's two generators, each of a seed of its own, whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from idgen.console import progress
+from idgen.pipelines import Arc2FacePipeline
+from idgen.weights import find_mini, mini_root
+
+BATCH = 16
+
+
+def load_arc2face(device: torch.device, dtype: torch.dtype, source: str = "mini") -> Arc2FacePipeline:
+    pipe = Arc2FacePipeline.from_pretrained(source, torch_dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_base(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """The mini family's text-to-face model."""
+    find_mini("unet")
+    pipe = StableDiffusionPipeline.from_pretrained(mini_root(), torch_dtype=dtype, local_files_only=True).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate_faces(
+    pipe: Arc2FacePipeline,
+    embeddings: Tensor,
+    images: int,
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    batch: int = BATCH,
+) -> Tensor:
+    """(people, images, height, width, 3) uint8 from one embedding per person (people, dim).
+
+    A person without an embedding (zeros: no face was found in the references) gets black pictures.
+    """
+    known = embeddings.abs().sum(-1) > 0
+    rows = embeddings[known].repeat_interleave(images, 0)
+    parts = []
+    for start in progress(range(0, len(rows), batch), -(-len(rows) // batch), "generating"):
+        chosen = rows[start : start + batch]
+        made = pipe(
+            chosen,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=_generators(seed, start, len(chosen)),
+            output_type="np",
+        ).images
+        parts.append(_to_bytes(made))
+    pictures = torch.cat(parts).unflatten(0, (-1, images))
+    everybody = torch.zeros(len(embeddings), *pictures.shape[1:], dtype=torch.uint8)
+    everybody[known] = pictures
+    return everybody
+
+
+def generate_from_text(
+    pipe: StableDiffusionPipeline, prompts: Sequence[str], *, steps: int, guidance: float, seed: int, batch: int = BATCH
+) -> Tensor:
+    """(prompts, height, width, 3) uint8."""
+    parts = []
+    for start in progress(range(0, len(prompts), batch), -(-len(prompts) // batch), "generating from text"):
+        chosen = list(prompts[start : start + batch])
+        made = pipe(
+            chosen,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=_generators(seed, start, len(chosen)),
+            output_type="np",
+        ).images
+        parts.append(_to_bytes(made))
+    return torch.cat(parts)
+
+
+def _generators(seed: int, first: int, count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(first, first + count)]
+
+
+def _to_bytes(images: object) -> Tensor:
+    return (torch.as_tensor(images).float() * 255).round().clamp(0, 255).to(torch.uint8)

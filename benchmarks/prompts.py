@@ -1,0 +1,124 @@
+"""Does a text-to-face picture show what the prompt asked for? Read by the attribute probe.
+
+A prompt is the caption of a held-out person's shot. For each tracked attribute that it names, the picture obeys when the
+value that the probe reads is one that the same words describe ("smiling" is said of two kinds of smile). Every value of an
+attribute weighs the same. The probe makes mistakes on real renders too: their score is the row beside it, and the score of
+pictures paired with the prompts of other pictures is what guessing reaches.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.photos import attributes_of
+from idgen.models.probe import Reading
+from idgen.synthetic.captions import caption, caption_rng
+from idgen.synthetic.wording import BEARDS, EXPRESSIONS, GLASSES, HAIR_COLOURS, HAIR_STYLES, HEADS, Phrase
+
+TRACKED = ("expression", "hair", "glasses", "head")  # the ones of the bar; the others are reported beside them
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption, whose shot it is of, and for each attribute it names the values that its words describe."""
+
+    text: str
+    person: int
+    shot: int
+    asked: Mapping[str, frozenset[str]]
+    true: Mapping[str, str]
+
+
+def choose_prompts(
+    first_person: int, *, per_value: int, people: int = 400, shots: int = 4, seed: int = 0
+) -> list[Prompt]:
+    """Captions of people from `first_person` on, taken in order, until each value of each tracked attribute is named
+    `per_value` times (or the people run out). A caption that names nothing still wanted is passed over."""
+    wanted: dict[tuple[str, str], int] = defaultdict(lambda: per_value)
+    chosen = []
+    numbers = range(first_person, first_person + people)
+    for person, described in zip(numbers, attributes_of(numbers, range(shots), seed), strict=True):
+        for shot, attributes in enumerate(described):
+            prompt = read_caption(caption(attributes, caption_rng(seed, person, shot)), attributes, person, shot)
+            named = [(name, prompt.true[name]) for name in _bar_names(prompt.asked)]
+            if any(wanted[key] > 0 for key in named):
+                chosen.append(prompt)
+                for key in named:
+                    wanted[key] -= 1
+    return chosen
+
+
+def read_caption(text: str, attributes: Mapping[str, object], person: int, shot: int) -> Prompt:
+    """Find which attributes a caption of this shot names, and which values its words describe."""
+    asked: dict[str, frozenset[str]] = {}
+    for name, table in TABLES.items():
+        words = _longest(text, table.get(str(attributes[name]), ()))
+        if words:
+            asked[name] = frozenset(value for value, wordings in table.items() if words in wordings)
+    asked |= _hair(text, str(attributes["hair_style"]), str(attributes["hair_colour"]))
+    return Prompt(text, person, shot, asked, {name: str(attributes[name]) for name in asked})
+
+
+def obeyed(prompts: Sequence[Prompt], reading: Reading) -> dict[str, float]:
+    """Share of pictures that show what was asked, per attribute and as `all`: the mean over the bar's four.
+
+    `hair` is the mean of hair style and hair colour.
+    """
+    hits: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    read = {name: reading.values(name) for name in reading.classes}
+    for index, prompt in enumerate(prompts):
+        for name, values in prompt.asked.items():
+            hits[name][prompt.true[name]].append(read[name][index] in values)
+    shares = {
+        name: sum(sum(shown) / len(shown) for shown in by_value.values()) / len(by_value)
+        for name, by_value in hits.items()
+    }
+    shares["hair"] = (shares["hair_style"] + shares["hair_colour"]) / 2
+    shares["all"] = sum(shares[name] for name in TRACKED) / len(TRACKED)
+    return shares
+
+
+def _bar_names(asked: Mapping[str, frozenset[str]]) -> list[str]:
+    return [name for name in asked if name in TRACKED or name.startswith("hair")]
+
+
+def _hair(text: str, style: str, colour: str) -> dict[str, frozenset[str]]:
+    """Hairstyle and colour are said in one phrase, or one of them alone."""
+    styles = {value: {phrase.text for phrase in phrases} for value, phrases in HAIR_STYLES.items()}
+    spoken = {  # what a caption may say of this hair -> (the style's wording, the colour's word)
+        " ".join(template.format(word).split()): (template, word)
+        for template in ("{} hair", *styles[style])
+        for word in ("", *HAIR_COLOURS[colour])
+        if word or template != "{} hair"
+    }
+    said = _longest(text, spoken)
+    if not said:
+        return {}
+    template, word = spoken[said]
+    asked = {}
+    if template != "{} hair":
+        asked["hair_style"] = frozenset(value for value, templates in styles.items() if template in templates)
+    if word and "{}" in template:
+        asked["hair_colour"] = frozenset(value for value, words in HAIR_COLOURS.items() if word in words)
+    return asked
+
+
+def _longest(text: str, wordings: Iterable[str]) -> str:
+    """The longest of the wordings that the text holds as whole words, or nothing."""
+    words = f" {text.replace(',', ' , ')} "
+    return max((wording for wording in wordings if f" {wording} " in words), key=len, default="")
+
+
+def _wordings(table: Mapping[str, Sequence[Phrase]]) -> dict[str, set[str]]:
+    return {value: {phrase.text for phrase in phrases} for value, phrases in table.items()}
+
+
+# attribute -> value -> its wordings
+TABLES = {
+    "expression": _wordings(EXPRESSIONS),
+    "glasses": _wordings(GLASSES),
+    "head": _wordings(HEADS),
+    "beard": _wordings(BEARDS),
+}

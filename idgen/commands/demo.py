@@ -1,0 +1,153 @@
+"""`idgen demo`: the example person's photos in, new pictures of that person out, and how alike the judge finds them."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idgen.console import say
+from idgen.errors import IdgenError
+from idgen.files import atomic_write, check_output
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from idgen.faces import FaceEncoder
+
+HELP = "generate new pictures of the example person, whom no training saw, and measure the likeness; needs no network"
+
+EXAMPLE = Path(__file__).parents[1] / "assets" / "example"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for the pictures (default: demo)"
+    )
+    parser.add_argument("-n", "--images", type=_count, default=4, metavar="N", help="pictures to generate (default: 4)")
+    parser.add_argument("--steps", type=_count, default=20, metavar="N", help="denoising steps (default: 20)")
+    parser.add_argument(
+        "--guidance", type=float, default=2.0, metavar="SCALE", help="1 turns guidance off (default: 2)"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Embed the references with `mini`, generate, and measure with `judge`, which took no part in making the pictures."""
+    from idgen import FaceEncoder
+    from idgen.devices import resolve_device, resolve_dtype
+    from idgen.metrics.statistics import JudgeStatistics
+    from idgen.weights import find_mini
+
+    check_output(args.out)
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
+    references, others = example_photos("reference"), example_photos("other")
+    statistics = JudgeStatistics.load(find_mini("judge"))
+    identity = FaceEncoder.from_pretrained("mini", device=device)(references)
+    say(f"{len(identity)} references of the example person, {args.images} pictures to make on {device}")
+    images, seconds = _generate(args, identity, device, dtype)
+    judge = FaceEncoder.from_pretrained("judge", device=device)
+    made, shown, unseen = (_judge(judge, photos) for photos in (images, references, others))
+    # The mean over the photos that were not among the references: the picture must show the person, not copy a photo.
+    similarities = [float(value) for value in (made @ unseen.T).mean(1)]
+    similarity = sum(similarities) / len(similarities)
+    to_references = float((made @ shown.T).mean())
+    real = float((shown @ unseen.T).mean())
+    paths = [args.out / f"generated_{index:02d}.png" for index in range(1, len(images) + 1)]
+    for path, image in zip(paths, images, strict=True):
+        _save(path, image)
+    sheet = args.out / "sheet.png"
+    _save(sheet, _sheet(references, (shown @ unseen.T).mean(1).tolist(), images, similarities))
+    score = float(statistics.score(similarity))
+    say(f"cosine to photos not among the references {similarity:.3f} (a real photo of the person: {real:.3f})")
+    say(
+        f"id_score {score:.3f} (0 a stranger, {statistics.nearest_training_person:.3f} the nearest training person, 1 a photo)"
+    )
+    say(f"{seconds:.2f} s per image; the sheet: {sheet}")
+    return {
+        "id_similarity": similarity,
+        "id_score": score,
+        "id_similarity_to_references": to_references,
+        "id_similarity_of_each_image": similarities,
+        "real_photos": {"id_similarity": real, "id_score": float(statistics.score(real))},
+        "nearest_training_person": {"id_score": statistics.nearest_training_person},
+        "faces_found": int((made.abs().sum(1) > 0).sum()),
+        "seconds_per_image": seconds,
+        "images": paths,
+        "sheet": sheet,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def example_photos(kind: str) -> list[Image.Image]:
+    """The example person's photos: "reference" ones show who it is, "other" ones are only ever measured against.
+
+    Raises:
+        IdgenError: they are missing from the installation.
+    """
+    from idgen.imageio import load_image
+
+    paths = sorted(EXAMPLE.glob(f"{kind}_*.png"))
+    if not paths:
+        raise IdgenError(f"no {kind} photos of the example person in {EXAMPLE}: reinstall idgen-diffusion")
+    return [load_image(path) for path in paths]
+
+
+def _generate(
+    args: argparse.Namespace, identity: Any, device: torch.device, dtype: torch.dtype
+) -> tuple[list[Image.Image], float]:
+    """The pictures, and the seconds that each took once the weights were loaded."""
+    import torch
+
+    from idgen.pipelines import Arc2FacePipeline
+
+    pipe = Arc2FacePipeline.from_pretrained("mini", torch_dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    start = time.perf_counter()
+    images = pipe(
+        identity,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        num_images_per_prompt=args.images,
+        generator=torch.Generator().manual_seed(args.seed),
+    ).images
+    return images, (time.perf_counter() - start) / len(images)
+
+
+def _judge(judge: FaceEncoder, photos: list[Image.Image]) -> torch.Tensor:
+    """(n, dim) unit embeddings; zeros, so a similarity of 0, where no face is found."""
+    import numpy as np
+    import torch
+
+    from idgen.metrics.embedding import embed_faces
+    from idgen.metrics.identity import unit
+
+    return unit(embed_faces(judge, torch.from_numpy(np.stack([np.asarray(photo.convert("RGB")) for photo in photos]))))
+
+
+def _sheet(
+    references: list[Image.Image], likeness: list[float], images: list[Image.Image], similarities: list[float]
+) -> Image.Image:
+    from idgen.sheet import SheetRow, contact_sheet
+
+    return contact_sheet(
+        [
+            SheetRow(references, [f"{value:.2f}" for value in likeness], "references (photos, given)"),
+            SheetRow(images, [f"{value:.2f}" for value in similarities], "generated; below: cosine to other photos"),
+        ],
+        columns=max(4, min(len(images), 8)),
+    )
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    with atomic_write(path) as temporary:
+        image.save(temporary)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
