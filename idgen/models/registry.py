@@ -92,7 +92,7 @@ def _load(build: Callable[[Mapping[str, Any]], nn.Module], folder: Path) -> nn.M
 
 
 def _build(builders: Mapping[str, Builder | str], config: Mapping[str, Any], kind: str) -> nn.Module:
-    architecture = config.get("architecture")
+    architecture = str(config.get("architecture"))
     if architecture not in builders:
         raise IdgenError(f"unknown {kind} architecture {architecture!r}: use one of {', '.join(sorted(builders))}")
     builder = builders[architecture]
