@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 # Checked against the header, before a single pixel is decoded: a 1 MB PNG can unpack to gigabytes.
 MAX_PIXELS = 64_000_000
+_LOCK = threading.Lock()
 
 
 def load_image(source: ImageLike) -> Image.Image:
@@ -59,6 +62,7 @@ def load_array(source: ImageLike) -> np.ndarray:
 
 
 def _open(path: Path) -> Image.Image:
+    """The image with its header read and nothing decoded."""
     from PIL import Image, UnidentifiedImageError
 
     if path.is_dir():
@@ -66,22 +70,31 @@ def _open(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise IdgenError(f"{path} is empty (0 bytes): save it again")
-        with warnings.catch_warnings():
-            # Pillow's own limits lie above ours; ours is the one that speaks.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _own_limit():
             image = Image.open(path)
     except FileNotFoundError:
         raise IdgenError(f"no such file: {path}") from None
     except UnidentifiedImageError:
         raise IdgenError(f"{path} is not an image that can be read: use PNG, JPEG or WebP") from None
-    except Image.DecompressionBombError:
-        raise IdgenError(f"{path} has more than {MAX_PIXELS // 10**6} million pixels: make it smaller first") from None
     except OSError as error:
         raise IdgenError(f"cannot read {path}: {_reason(error)}") from error
     except (ValueError, SyntaxError) as error:
         raise IdgenError(f"{path} is truncated or damaged: {_reason(error)}") from error
     _check_size(image, str(path))
     return image
+
+
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """Keep Pillow's limit, which does not tell the image's size, from speaking before ours: opening reads a header only."""
+    from PIL import Image
+
+    with _LOCK:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -137,7 +137,8 @@ def test_other_things_are_refused(wrong):
 def test_huge_images_are_refused_before_they_are_decoded(tmp_path, width, height):
     # No pixel data at all: an attempt to decode would call the file truncated.
     (tmp_path / "huge.png").write_bytes(png(width, height, 8, 2, b""))
-    refused(tmp_path / "huge.png", "64 million", "smaller")
+    refused(tmp_path / "huge.png", f"{width} x {height}", "64 million", "smaller")
+    assert Image.MAX_IMAGE_PIXELS, "Pillow's own limit must stay on for everybody else"
 
 
 def test_the_largest_allowed_image_loads(tmp_path):
