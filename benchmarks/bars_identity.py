@@ -63,7 +63,7 @@ def measure_identity(probes: Tensor, gallery: Gallery, shown: int, seed: int = 0
 
     genuine, impostor = pair_scores(probes, gallery.others)
     real_genuine, real_impostor = pair_scores(gallery.standins, gallery.others)
-    tar = {}
+    tar: dict[str, Any] = {}
     for far in FARS:
         threshold = tar_at_far(genuine.flatten(), impostor, far).threshold
         accepted = (genuine > threshold).double().mean((1, 2))

@@ -51,10 +51,10 @@ class Faces:
         landmarks, seen = detect_landmarks(self.mini, flat)
         made = []
         for encoder in (self.mini, self.judge):
-            vectors = torch.zeros(len(flat), 512)
+            rows = torch.zeros(len(flat), 512)
             if seen.any():
-                vectors[seen] = embed_at(encoder, flat[seen], landmarks[seen])
-            made.append(vectors.unflatten(0, images.shape[:2]))
+                rows[seen] = embed_at(encoder, flat[seen], landmarks[seen])
+            made.append(rows.unflatten(0, images.shape[:2]))
         vectors = Vectors(*made)
         if file is not None:
             with atomic_write(file) as temporary, open(temporary, "wb") as stream:
@@ -63,7 +63,7 @@ class Faces:
 
     def _digest(self, images: Tensor) -> str:
         digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-        digest.update(images.numpy())
+        digest.update(images.contiguous().numpy().data)
         for component in ("recogniser", "judge", "detector"):
             digest.update(sha256(find_mini(component) / "model.safetensors").encode())
         return digest.hexdigest()[:20]

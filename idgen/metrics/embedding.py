@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -37,10 +36,9 @@ def detect_landmarks(encoder: FaceEncoder, images: Tensor) -> tuple[Tensor, Tens
     landmarks = torch.zeros(len(images), 5, 2)
     seen = torch.zeros(len(images), dtype=torch.bool)
     for index, pixels in enumerate(images):
-        faces = encoder.detect(Image.fromarray(pixels.numpy()))
+        faces = encoder.detect(pixels.numpy())  # largest first
         if faces:
-            largest = max(faces, key=lambda face: _area(face.box))
-            landmarks[index] = torch.as_tensor(largest.landmarks, dtype=torch.float32)
+            landmarks[index] = torch.from_numpy(faces[0].landmarks)
             seen[index] = True
     return landmarks, seen
 
@@ -60,8 +58,3 @@ def align(images: Tensor, landmarks: Tensor, size: int = 112) -> Tensor:
     from idgen.faces import norm_crop_torch
 
     return norm_crop_torch(images.permute(0, 3, 1, 2).float() / 127.5 - 1.0, landmarks, size)
-
-
-def _area(box: Tensor) -> float:
-    left, top, right, bottom = (float(value) for value in box)
-    return (right - left) * (bottom - top)
