@@ -97,9 +97,10 @@ def _ffhq(
 def _sample(images: torch.Tensor, points: torch.Tensor, beyond: str) -> torch.Tensor:
     """Bilinear samples at pixel positions; (B, C, H, W), (B, h, w, 2) -> (B, C, h, w)."""
     height, width = images.shape[-2:]
-    # To grid_sample's -1 .. 1 between the outer edges of the outer pixels.
+    # To grid_sample's -1 .. 1 between the outer edges of the outer pixels; half precision would miss by pixels.
     grid = (points * 2 + 1) / torch.tensor([width, height]).to(points) - 1
-    return F.grid_sample(images, grid.to(images.dtype), "bilinear", beyond, align_corners=False)
+    sampled = F.grid_sample(images.float(), grid.float(), "bilinear", beyond, align_corners=False)
+    return sampled.to(images.dtype)
 
 
 def _invert(matrix: torch.Tensor) -> torch.Tensor:
