@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from idgen.errors import IdgenError
-from idgen.identity import Identity
+from idgen.identity import Identity, require_same_recogniser
 
 IdentityLike = Identity | torch.Tensor | Sequence[Identity]
 
@@ -27,10 +28,12 @@ def unit_embeddings(identity: IdentityLike, *, recogniser: str, dim: int) -> tor
         rows = identity.detach().float()
         rows = rows[None] if rows.ndim == 1 else rows
     else:
-        people = [identity] if isinstance(identity, Identity) else list(identity)
+        people = list(identity) if isinstance(identity, (list, tuple)) else [identity]
         if not people:
             raise IdgenError("no identity given: pass an Identity, a list of them, or embeddings (people, dim)")
-        rows = torch.stack([_pool(person, recogniser) for person in people])
+        pooled = [_pool(person, recogniser) for person in people]
+        require_same_recogniser(people)
+        rows = torch.stack(pooled)
     if rows.ndim != 2 or rows.shape[-1] != dim or not len(rows):
         raise IdgenError(
             f"embeddings have the shape {tuple(rows.shape)}, expected (people, {dim}) as made by {recogniser!r}"
@@ -43,7 +46,7 @@ def unit_embeddings(identity: IdentityLike, *, recogniser: str, dim: int) -> tor
     return rows / length
 
 
-def _pool(person: Identity, recogniser: str) -> torch.Tensor:
+def _pool(person: Any, recogniser: str) -> torch.Tensor:
     """(dim,): the direction between the references, each counting the same: a sharp photo does not outweigh the others."""
     if not isinstance(person, Identity):
         raise IdgenError(f"an identity is an Identity or embeddings as a tensor, not {type(person).__name__}")

@@ -56,8 +56,7 @@ def locate(
     """
     options = options or {}
     if name == "mini":
-        find_mini("arc2face"), find_mini("encoder")  # says how to get them
-        root = mini_root()
+        root = find_mini("arc2face").parent
     else:
         root = find_folder(name, MODEL_FILES, options, revision=options.get("revision"))
     index = root / "model_index.json"
@@ -75,7 +74,7 @@ def locate(
         root / "arc2face",
         root / "encoder",
         find_folder(base or DEFAULT_BASE, BASE_FILES, options),
-        recogniser or ("mini" if name == "mini" else Arc2FaceConfig.recogniser),
+        recogniser or ("mini" if root.resolve() == mini_root().resolve() else Arc2FaceConfig.recogniser),
     )
 
 
