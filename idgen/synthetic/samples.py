@@ -41,7 +41,7 @@ def render_unit(renderer: Renderer, unit: Unit, settings: SynthSettings) -> Iter
 
 
 def _render(renderer: Renderer, numbers: list[tuple[int, int]], settings: SynthSettings) -> list[Sample]:
-    people = {number: sample_person(settings.seed, number) for number, _ in numbers}
+    people = {number: sample_person(settings.seed, number) for number in dict.fromkeys(person for person, _ in numbers)}
     who = [people[number] for number, _ in numbers]
     shots = [sample_shot(settings.seed, person, shot) for person, (_, shot) in zip(who, numbers, strict=True)]
     rendered = renderer.render(who, shots, size=settings.size, supersampling=settings.supersampling)
