@@ -55,10 +55,10 @@ def load_image(source: ImageLike) -> Image.Image:
 
 
 def load_array(source: ImageLike) -> np.ndarray:
-    """`load_image` as a (H, W, 3) uint8 RGB array."""
+    """`load_image` as a (H, W, 3) uint8 RGB array of its own memory."""
     import numpy as np
 
-    return np.asarray(load_image(source))
+    return np.array(load_image(source))
 
 
 def _open(path: Path) -> Image.Image:

@@ -92,7 +92,8 @@ def select_face(faces: Sequence[Face], select: str | int, image_size: tuple[int,
 
 def check_selection(select: str | int) -> None:
     """Raise IdgenError unless `select` is one of the words or a number >= 0."""
-    good = select in SELECTIONS if isinstance(select, str) else not isinstance(select, bool) and select >= 0
+    number = isinstance(select, int) and not isinstance(select, bool) and select >= 0
+    good = number or (isinstance(select, str) and select in SELECTIONS)
     if not good:
         raise IdgenError(
             f"select={select!r} is unknown: use {', '.join(map(repr, SELECTIONS))} or a number counted from 0"

@@ -55,7 +55,7 @@ class TorchDetector:
         factor = min(1.0, LONGEST_SIDE / max(height, width))
         if factor < 1:
             size = (max(1, round(width * factor)), max(1, round(height * factor)))
-            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+            image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
         boxes, landmarks, scores = self.module.detect([image])[0]
         # Pixel edges scale with the photo, pixel centres lie half a pixel beside them.
         scale = np.array([width / image.shape[1], height / image.shape[0]], np.float32)

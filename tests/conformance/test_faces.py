@@ -51,6 +51,7 @@ def test_differentiable_alignment_equals_the_original(folder, value_range):
     golden.check(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", goldens("iresnet_arcface"), ids=lambda folder: folder.name)
 def test_iresnet_equals_the_original(folder, tmp_path):
     golden = Golden(folder)
