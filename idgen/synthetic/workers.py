@@ -42,7 +42,8 @@ def run_units(
         for _ in range(workers):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, make_work, arguments), daemon=True)
-            process.start()
+            with _interrupts_held():
+                process.start()
             there.close()  # so that the end of the worker is the end of the pipe
             pipes[here] = process
         while pipes:
@@ -70,6 +71,19 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back: a process started here is born deaf to it, even in its first seconds of imports."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _answer(pipe: Connection, pipes: dict[Connection, Any], left: list[Unit]) -> Iterator[int]:
     """Take one message from a worker: None when it wants a unit, a count of samples, or what went wrong."""
     try:
@@ -93,7 +107,7 @@ def _answer(pipe: Connection, pipes: dict[Connection, Any], left: list[Unit]) ->
 
 def _serve(pipe: Connection, make_work: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
     """The life of a worker: ask for a unit, do it, until there is none left."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the one that started us decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows, which can not hold it back at the start
     try:
         with one_thread():
             work = make_work(*arguments)
