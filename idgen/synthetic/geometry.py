@@ -44,6 +44,9 @@ def build_scene(person: Person, shot: Shot) -> Scene:
     vertices = neutral_head(person).copy()
     first = len(head.macro_names) + len(head.local_names)
     _add_targets(vertices, first, shot.actions, head.delta_pointer, head.delta_vertex, head.delta_value)
+    # Some mixtures of shapes press the lips into the teeth: keep the teeth a little behind.
+    teeth = head.vertex_material == Material.TEETH
+    vertices[teeth] = vertices[teeth] * np.array([0.94, 1, 1], np.float32) - np.array([0, 0, 0.055], np.float32)
     roots = vertices[head.lash_root]
     vertices = roots + (vertices - roots) * np.where(_is_lash(head), shot.style.lashes, 1)[:, None].astype(np.float32)
     bare = vertices.copy()

@@ -61,7 +61,7 @@ def hair_lift(field: np.ndarray, style: Style) -> np.ndarray:
     """Offsets (V, 3) that raise the scalp to the body of the hair."""
     thickness = {
         "bald": 0.0, "buzz cut": 0.015, "receding": 0.03, "short": 0.06, "short with a fringe": 0.08, "side part": 0.08,
-        "curly": 0.12, "afro": 0.26, "ponytail": 0.04, "bun": 0.04,
+        "curly": 0.14, "afro": 0.30, "ponytail": 0.04, "bun": 0.04,
     }.get(style.hair, 0.07)  # fmt: skip
     thickness *= 0.7 + 0.6 * style.volume if style.hair != "afro" else 0.6 + 0.9 * style.volume
     _, elevation, _ = _directions()
@@ -75,29 +75,49 @@ def strands(person: Person, style: Style, field: np.ndarray, vertices: np.ndarra
     root = (vertices[corners] * weights[..., None]).sum(1)
     inside = (field[corners] * weights).sum(1)
     random = np.random.Generator(np.random.Philox(style.strands))
-    jitter = random.normal(size=(STRANDS, 3)).astype(np.float32)
+    jitter = np.clip(random.normal(size=(STRANDS, 3)), -1.7, 1.7).astype(np.float32)
     length, width = _sizes(style, random)
-    out = root - HEAD_CENTRE
-    out /= np.linalg.norm(out, axis=1, keepdims=True)
+    out = _unit(root - HEAD_CENTRE)
+    if style.hair in FRINGE:
+        # A fringe ends at the brows, wherever its strands start.
+        reach = np.clip(1.05 * (root[:, 1:2] - 7.46) + 0.10 * np.abs(jitter[:, :1]), 0.2, 1.3)
+        length = length + _step(0.0, 0.3, _fringe(out)) * (np.minimum(reach, length) - length)
     skull, radii = _skull(vertices)
     growing = inside > 0.0
-    comb, stiffness, gravity, gap = _comb(style, out, jitter)
-    point, direction = root.copy(), comb
-    curl = style.curl
+    direction, gravity, gap, ruffle, cling = _comb(style, out, jitter)
+    point = root.copy()
     phase = random.uniform(0, 2 * math.pi, (STRANDS, 1)).astype(np.float32)
+    swirl = 0.05 * style.curl * np.minimum(length, 1)
     path = [root]
     for step in range(STEPS):
-        point = point + direction * (length / STEPS)
-        wave = curl * np.concatenate([np.cos(phase + 2.1 * step), 0 * phase, np.sin(phase + 2.1 * step)], 1)
         offset = (point - skull) / radii
         reach = np.linalg.norm(offset, axis=1, keepdims=True)
-        gap_here = 1 + gap * (0.4 + 0.6 * min(1, (step + 1) / 3))
-        pushed = skull + offset * (gap_here / np.maximum(reach, 1e-6)) * radii
-        point = np.where((reach < gap_here) & (point[:, 1:2] > 6.5), pushed, point)
-        path.append((point + 0.05 * wave * (step + 1) / STEPS).astype(np.float32))
-        direction = direction * stiffness + np.array([0, -gravity, 0], np.float32) + 0.05 * jitter
-        direction = direction / np.linalg.norm(direction, axis=1, keepdims=True)
+        away = offset / radii
+        away /= np.linalg.norm(away, axis=1, keepdims=True) + 1e-6
+        # Hair that touches the head slides along it; combed hair also follows its curve, down to the widest place.
+        outward = (direction * away).sum(1, keepdims=True)
+        near = (reach < 1 + 2.5 * gap) * np.where(outward < 0, 1, cling * _step(7.15, 7.6, point[:, 1:2]))
+        direction = _unit(direction - near * outward * away)
+        point = point + direction * (length / STEPS)
+        offset = (point - skull) / radii
+        reach = np.linalg.norm(offset, axis=1, keepdims=True)
+        least = 1 + gap * min(1, (step + 1) / 3)
+        point = np.where(reach < least, skull + offset * (least / np.maximum(reach, 1e-6)) * radii, point)
+        turn = phase + 2.0 * (step + 1) * (0.5 + style.curl)
+        wave = np.concatenate([np.cos(turn), 0.3 * np.sin(2 * turn), np.sin(turn)], 1)
+        path.append((point + swirl * wave * min(1, (step + 1) / 3)).astype(np.float32))
+        pull = np.full_like(length, gravity)
+        if style.hair in LONG:  # what starts above the forehead is laid aside, off the face, before it falls
+            held = _step(0.85, 1.2, point[:, 2:]) * _step(0.85, 0.65, np.abs(point[:, :1]))
+            pull *= 1 - 0.85 * held * (1 - _step(0.0, 0.3, _fringe(out)) * (style.hair in FRINGE))
+        direction = _unit(direction + pull * np.array([0, -1, 0], np.float32) + ruffle * jitter)
+        if style.hair in LONG:  # below the ears hair falls in towards the neck
+            hanging = 0.30 * _step(7.35, 6.9, point[:, 1:2])
+            spread = np.clip((np.abs(point[:, :1]) - 0.60) * 4, -0.3, 1) * np.sign(point[:, :1])
+            direction = _unit(direction - hanging * np.concatenate([spread, 0 * spread, 0.4 * (point[:, 2:] - 0.4)], 1))
     line = np.stack(path, 1)  # (STRANDS, STEPS + 1, 3)
+    x, y, z = line.transpose(2, 0, 1)
+    growing &= ~((np.abs(x) < 0.60) & (y > 6.2) & (y < 7.36) & (z > 0.9)).any(1)  # nobody hides behind the hair
     if style.hair in TIED:
         line, growing, width = _tie(style, line, growing, width, vertices, random)
     return _ribbons(line, width * growing[:, None], out, random)
@@ -106,43 +126,50 @@ def strands(person: Person, style: Style, field: np.ndarray, vertices: np.ndarra
 def _sizes(style: Style, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Length and half width (STRANDS, 1) of the ribbons, decimetres."""
     length = {
-        "bald": 0.0, "buzz cut": 0.03, "receding": 0.14, "short": 0.22 + 0.16 * style.length, "side part": 0.45,
-        "short with a fringe": 0.5, "curly": 0.35 + 0.45 * style.length, "afro": 0.20 + 0.15 * style.volume,
-        "bob": 1.25 + 0.35 * style.length, "long": 2.0 + 0.8 * style.length,
-        "long with a fringe": 2.0 + 0.8 * style.length, "ponytail": 0.8, "bun": 0.8,
+        "bald": 0.0, "buzz cut": 0.03, "receding": 0.13, "short": 0.20 + 0.14 * style.length, "side part": 0.42,
+        "short with a fringe": 0.42, "curly": 0.30 + 0.35 * style.length, "afro": 0.14 + 0.08 * style.volume,
+        "bob": 1.15 + 0.35 * style.length, "long": 2.0 + 0.8 * style.length,
+        "long with a fringe": 2.0 + 0.8 * style.length, "ponytail": 0.7, "bun": 0.7,
     }[style.hair]  # fmt: skip
-    half = 0.012 if length < 0.2 else 0.026 if length < 0.6 else 0.045
-    half = 0.05 if style.hair == "afro" else half
+    half = {"buzz cut": 0.0, "receding": 0.016, "short": 0.028, "afro": 0.05, "curly": 0.045}.get(style.hair, 0.055 if style.hair in LONG else 0.036)
     spread = random.uniform(0.75, 1.15, (2, STRANDS, 1)).astype(np.float32)
     return length * spread[0], half * spread[1]
 
 
-def _comb(style: Style, out: np.ndarray, jitter: np.ndarray) -> tuple[np.ndarray, float, float, float]:
-    """First direction (STRANDS, 3), stiffness, gravity per step and gap to the skull (share of its radius)."""
+def _comb(style: Style, out: np.ndarray, jitter: np.ndarray) -> tuple[np.ndarray, float, float, float, float]:
+    """First direction (STRANDS, 3), gravity and ruffle per step, gap to the skull (share of its radius), cling (0 .. 1)."""
     x, y, z = out.T[..., None]
-    part = 0.30 * style.part
-    side = np.tanh((x - part) * 6)
-    down = np.concatenate([0.25 * x, -0.8 + 0 * x, 0.25 * z], 1)
+    zero = 0 * x
+    side = x - 0.30 * style.part
+    side = np.where(side < 0, -1, 1) * (0.5 + 0.5 * np.tanh(6 * np.abs(side)))
+    down = np.concatenate([0.25 * x, zero - 0.8, 0.25 * z], 1)
     name = style.hair
     front = _step(0.35, 0.75, z)
     if name in ("afro", "curly"):
-        return _unit(out + 0.35 * jitter), 1.0, 0.02 if name == "afro" else 0.22, 0.08
+        return _unit(out + 0.30 * jitter), 0.02 if name == "afro" else 0.30, 0.08, 0.06, 0.0
     if name in ("short", "receding", "buzz cut"):
-        forward = np.concatenate([0.35 * side, 0.30 + 0 * x, 0.2 + 0 * x], 1) * front + down * (1 - front)
-        return _unit(forward + 0.55 * out + 0.22 * jitter), 1.0, 0.12, 0.04
-    if name in FRINGE:
-        fringe = _step(0.0, 0.25, z) * _step(0.75, 0.55, np.abs(x))
-        ahead = np.concatenate([0.20 * x + 0.15 * part, -0.10 + 0 * x, 1 + 0 * x], 1)
-        swept = np.concatenate([side, -0.2 + 0 * x, -0.25 + 0 * x], 1) if name == FRINGE[1] else down
-        return _unit(ahead * fringe + swept * (1 - fringe) + 0.10 * jitter), 1.0, 0.34, 0.07
+        forward = np.concatenate([0.45 * side, zero + 0.30, zero + 0.1], 1) * front + down * (1 - front)
+        return _unit(forward + 0.30 * out + 0.16 * jitter), 0.20, 0.05, 0.05, 0.5
     if name == "side part":
-        swept = np.concatenate([1.1 * side, 0.25 + 0 * x, -0.15 + 0 * x], 1)
-        return _unit(swept * front + (down + 0.4 * swept) * (1 - front) + 0.30 * out + 0.10 * jitter), 1.0, 0.16, 0.06
+        swept = np.concatenate([1.1 * side, zero + 0.25, zero - 0.20], 1)
+        return _unit(swept * front + (down + 0.4 * swept) * (1 - front) + 0.2 * out + 0.07 * jitter), 0.22, 0.07, 0.03, 0.8
     if name in TIED:
         target = np.array([0, 8.0, -0.35], np.float32) - (HEAD_CENTRE + out)
-        return _unit(target + 0.05 * jitter), 1.0, 0.0, 0.04
-    swept = np.concatenate([1.0 * side, 0.15 + 0 * x, -0.35 * front], 1)
-    return _unit(swept + 0.25 * out + 0.08 * jitter), 1.0, 0.30 - 0.08 * style.volume, 0.06 + 0.06 * style.volume
+        return _unit(target + 0.04 * jitter), 0.0, 0.04, 0.01, 1.0
+    swept = np.concatenate([1.0 * side, zero + 0.10, -0.55 * front], 1)
+    gap, gravity = 0.05 + 0.06 * style.volume, 0.85 - 0.25 * style.volume
+    if name in FRINGE:
+        fringe = _fringe(out)
+        ahead = np.concatenate([0.20 * x + 0.10 * style.part, zero - 0.10, zero + 1], 1)
+        rest = swept if name in LONG else down
+        return _unit(ahead * fringe + rest * (1 - fringe) + 0.07 * jitter), gravity, gap, 0.02, 1.0
+    return _unit(swept + 0.15 * out + 0.06 * jitter), gravity, gap, 0.02, 1.0
+
+
+def _fringe(out: np.ndarray) -> np.ndarray:
+    """Which strands (0 .. 1) fall over the forehead."""
+    x, _, z = out.T[..., None]
+    return _step(0.10, 0.30, z) * _step(0.60, 0.45, np.abs(x))
 
 
 def _tie(
@@ -183,7 +210,8 @@ def _ribbons(line: np.ndarray, width: np.ndarray, out: np.ndarray, random: np.ra
     normal = away / (np.linalg.norm(away, axis=2, keepdims=True) + 1e-9)
     across = np.cross(direction, normal)
     along = np.linspace(0, 1, STEPS + 1)
-    taper = (1 - along**3 * 0.92)[None, :, None] * width[:, None]
+    taper = np.minimum(1, 0.35 + 3 * along) * (1 - along**4 * 0.85)
+    taper = taper[None, :, None] * width[:, None]
     points = np.stack([line - across * taper, line + across * taper], 2)
     number = random.random(STRANDS)
     attributes = np.zeros((STRANDS, STEPS + 1, 2, ATTRIBUTES), np.float32)

@@ -19,17 +19,18 @@ from idgen.synthetic.surfaces import background, glasses_over
 CHANNELS = 9
 BACKGROUND_CLASS = 0
 GLASSES_CLASS = 11
+_SOURCES = ("kernel", "lighting", "ops", "parameters", "shading", "skin", "surfaces")
 
 
 @lru_cache(maxsize=1)
 def shade_kernel() -> Any:
-    """The compiled shader. It is kept on disk and compiled again when any file of this folder has changed."""
+    """The compiled shader. It is kept on disk and compiled again when one of its source files has changed."""
     return _make_kernel(_fingerprint())
 
 
 def _fingerprint() -> str:
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in _SOURCES)).hexdigest()
 
 
 def _make_kernel(fingerprint: str) -> Any:
@@ -90,7 +91,7 @@ def _make_kernel(fingerprint: str) -> Any:
                         sun = _sun(light, px, py, pz, normal)
                         colour, kind = surface(material, q, volume, a, normal, (px, py, pz), sun)
                     if q[P.GLASSES] > 0:
-                        colour, kind = _with_glasses(q, colour, kind, px, py, pz, q[P.CAMERA + 2] / width * 0.9)
+                        colour, kind = _with_glasses(q, colour, kind, px, py, pz, 2.6 / width)
                     colour = developed(q, colour)
                     red += count * colour[0]
                     green += count * colour[1]
@@ -129,8 +130,8 @@ def _with_glasses(q: Any, colour: Any, kind: Any, px: Any, py: Any, pz: Any, pix
     hy = q[r + 1] * px + q[r + 4] * py + q[r + 7] * pz
     hz = q[r + 2] * px + q[r + 5] * py + q[r + 8] * pz
     frame, dark, clear = glasses_over(q, hx, hy, hz, pixel)
-    sheen = 0.10 * (0.5 + 0.5 * clamp(hy * 2, -1.0, 1.0))
-    tint = scale3(colour_at(q, P.FRAME_COLOUR), 0.25)
+    sheen = 0.035 * (0.6 + 0.5 * clamp(hy * 2, -1.0, 1.0))
+    tint = scale3(colour_at(q, P.FRAME_COLOUR), 0.06)
     colour = mix3(colour, (tint[0] + sheen, tint[1] + sheen, tint[2] + sheen), dark * 0.93)
     colour = mix3(colour, (0.85, 0.9, 0.95), clear * 0.05)
     metal = 0.6 + q[P.FRAME + 4] * 0.8

@@ -106,7 +106,7 @@ def sample_person(seed: int, person: int) -> Person:
         ),
         hair_colour=hair_colour,
         hair=to_linear(np.clip(hair, 0.025, 0.9)),
-        hairline=np.array([random.normal(0.64, 0.06), random.normal(0.50, 0.07), abs(random.normal(0, 0.05))]),
+        hairline=np.array([random.normal(0.60, 0.06), random.normal(0.47, 0.07), abs(random.normal(0, 0.05))]),
         grain=random.uniform(0, 48, 3),
         style=sample_style(random, bool(woman), melanin, elderly),
     )

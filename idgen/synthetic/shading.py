@@ -53,8 +53,8 @@ def shade_skin(q: Any, volume: Any, a: Any, normal: Any, point: Any, sun: Any) -
     colour, scalp, beard, brow, lip, cloth, pore = skin_albedo(q, volume, x, y, z, lips, ears, inside, field)
     covered = clamp(scalp + 0.8 * beard + 0.5 * brow, 0.0, 1.0)
     bare = (1 - covered) * (1 - cloth)
-    rough = unit3((normal[0] + 0.03 * pore, normal[1] - 0.03 * pore, normal[2]))
-    oil = 1 + 0.5 * pore * (1 - lip) + 0.5 * step(0.25, 0.1, absolute(x)) * (1 - lip)
+    rough = unit3((normal[0] + 0.015 * pore, normal[1] - 0.015 * pore, normal[2]))
+    oil = 0.9 + 0.15 * pore * (1 - lip) + 0.5 * step(0.25, 0.1, absolute(x)) * (1 - lip)
     light = lit_skin(q, colour, rough, point, open_, sun, bare, lip, clamp(oil, 0.2, 2.0))
     kind = where(y < 6.13 + 0.72 * (1.42 - z), 9, 1)
     nose = (absolute(x) < 0.07 + 0.14 * step(7.15, 6.95, y)) & (y > 6.81) & (y < 7.30) & (z > 1.40)
@@ -79,13 +79,13 @@ def shade_eye(q: Any, volume: Any, a: Any, normal: Any, point: Any, sun: Any) ->
 @register_jitable
 def shade_teeth(q: Any, a: Any, normal: Any, point: Any, sun: Any) -> Any:
     colour = teeth_albedo(a[0], a[1], a[2])
-    return lit_wet(q, colour, normal, point, 0.55, 0.30 + 0.55 * sun, 0.25), 7
+    return lit_wet(q, colour, normal, point, 0.85, 0.45 + 0.55 * sun, 0.25), 7
 
 
 @register_jitable
 def shade_tongue(q: Any, volume: Any, a: Any, normal: Any, point: Any, sun: Any) -> Any:
     colour = tongue_albedo(volume, a[0], a[1], a[2])
-    return lit_wet(q, colour, normal, point, 0.42, 0.2 + 0.5 * sun, 0.15), 7
+    return lit_wet(q, colour, normal, point, 0.60, 0.3 + 0.6 * sun, 0.15), 7
 
 
 @register_jitable

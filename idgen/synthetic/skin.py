@@ -66,8 +66,11 @@ def skin_albedo(q: Any, volume: Any, x: Any, y: Any, z: Any, lips: Any, ears: An
     colour = mix3(colour, _brow_colour(tint, colour), brow)
     beard = side * 0.0
     if active((y < 7.1) & (z > 0.4) & (y > 5.9)):
-        beard = _beard(q, volume, x, side, y, z, ears) * (1 - lip) * (1 - within)
-    colour = mix3(colour, scale3(tint, 0.72), beard)
+        beard, stubble = _beard(q, volume, x, side, y, z, (1 - lip) * (1 - within) * (1 - ears))
+        # Even white stubble darkens skin a little: what one sees between the hairs is shade.
+        colour = mix3(colour, _no_lighter(scale3(tint, 0.8), scale3(colour, 0.72)), stubble)
+        streak = noise(volume, x * 30 + gx, y * 11 + gy, z * 22)
+        colour = mix3(colour, scale3(tint, clamp(0.78 + 0.24 * streak, 0.35, 1.3)), beard)
     scalp = side * 0.0
     if active(hair > -0.2):
         scalp, shade = _scalp(q, volume, x, y, z, hair, ears)
@@ -167,25 +170,32 @@ def beard_area(side: Any, y: Any, z: Any) -> Any:
     """Where a beard grows on the template: (jaw and cheeks, mustache, chin), each 0 .. 1."""
     # The upper edge runs from the sideburns down to the corners of the mouth.
     top = 6.66 + 0.50 * step(0.32, 0.72, side)
-    jaw = step(top + 0.06, top - 0.07, y) * step(5.95, 6.12, y) * step(0.42, 0.62, z)
-    mustache = bell(y - 6.752, 0.048) * step(0.34, 0.22, side) * step(1.2, 1.35, z)
+    jaw = step(top + 0.12, top - 0.12, y) * step(5.92, 6.14, y) * step(0.42, 0.75, z)
+    mustache = bell(y - 6.752, 0.050) * step(0.38, 0.20, side) * step(1.2, 1.35, z)
     corner = bell(side - 0.27, 0.055) * step(6.76, 6.70, y) * step(6.40, 6.52, y)
-    chin = larger(bell(side, 0.20) * step(6.52, 6.44, y), 0.9 * corner) * step(6.0, 6.15, y) * step(0.9, 1.1, z)
+    chin = larger(bell(side, 0.20) * step(6.54, 6.42, y), 0.9 * corner) * step(6.0, 6.2, y) * step(0.9, 1.2, z)
     return jaw, mustache, chin
 
 
 @register_jitable
-def _beard(q: Any, volume: Any, x: Any, side: Any, y: Any, z: Any, ears: Any) -> Any:
+def _beard(q: Any, volume: Any, x: Any, side: Any, y: Any, z: Any, free: Any) -> Any:
+    """Shares of hair of some length and of stubble. free: where lips, ears and the mouth leave room."""
     jaw, mustache, chin = beard_area(side, y, z)
+    top = 6.66 + 0.50 * step(0.32, 0.72, side)
     whole = larger(larger(jaw * q[P.JAW_BEARD], mustache * q[P.MUSTACHE]), chin * q[P.CHIN_BEARD])
-    stubble = larger(jaw, mustache) * q[P.STUBBLE]
-    if active(larger(whole, stubble) <= 0.0):
-        pass
-    hairs = noise(volume, x * 58 + q[P.GRAIN], y * 20 + 11, z * 40)
+    shadow = step(top + 0.24, top - 0.20, y) * step(5.85, 6.20, y) * step(0.35, 1.0, z)
+    stubble = larger(shadow, mustache) * q[P.STUBBLE]
+    hairs = clamp(noise(volume, x * 58 + q[P.GRAIN], y * 20 + 11, z * 40), -1.2, 1.2)
     # Strands thin the beard out at its edge; they never leave holes in the middle of it.
-    thick = clamp(whole * (1.25 + 0.55 * hairs * (1.15 - whole)), 0.0, 0.96)
-    fine = clamp(stubble * (0.50 + 0.28 * hairs), 0.0, 0.62)
-    return larger(thick, fine) * (1 - ears)
+    thick = clamp((whole - 0.25) * 1.45 + whole * 0.28 * hairs, 0.0, 0.96)
+    fine = clamp(stubble * (0.34 + 0.16 * hairs), 0.0, 0.6)
+    return thick * free, fine * free
+
+
+@register_jitable
+def _no_lighter(a: Any, b: Any) -> Any:
+    """The darker of two colours, channel by channel."""
+    return (-larger(-a[0], -b[0]), -larger(-a[1], -b[1]), -larger(-a[2], -b[2]))
 
 
 @register_jitable

@@ -77,14 +77,14 @@ def sample_style(random: np.random.Generator, woman: bool, melanin: float, elder
         lipstick_hue=float(random.random()),
         eye_shadow=float(shadow) if woman and wears[1] else 0.0,
         eye_shadow_colour=np.clip(shade, 0.01, 0.5),
-        lashes=float(random.uniform(0.35, 0.75) if woman else random.uniform(0.12, 0.3)),
+        lashes=float(random.uniform(0.30, 0.58) if woman else random.uniform(0.12, 0.28)),
         glasses=glasses,
         frame=np.array(
             [
                 random.uniform(0.20, 0.26) + 0.02 * (glasses == "sunglasses"),
                 random.uniform(0.125, 0.20) + 0.02 * (glasses == "sunglasses"),
                 random.uniform(0.3, 1.0),
-                random.uniform(0.010, 0.030),
+                random.uniform(0.008, 0.022),
                 float(random.random() < 0.4),
             ]
         ),
@@ -94,7 +94,7 @@ def sample_style(random: np.random.Generator, woman: bool, melanin: float, elder
 
 
 def _frame_colour(random: np.random.Generator) -> np.ndarray:
-    palette = np.array([[0.01, 0.01, 0.012], [0.05, 0.02, 0.01], [0.30, 0.29, 0.28], [0.35, 0.22, 0.08], [0.10, 0.01, 0.02]])
+    palette = np.array([[0.01, 0.01, 0.012], [0.05, 0.02, 0.01], [0.17, 0.165, 0.16], [0.22, 0.13, 0.05], [0.10, 0.01, 0.02]])
     return palette[int(random.integers(len(palette)))]
 
 

@@ -61,7 +61,7 @@ def teeth_albedo(x: Any, y: Any, z: Any) -> Any:
     gap = absolute(place - floor(place) - 0.5)
     dark = 1 - 0.45 * step(0.40, 0.5, gap)
     gum = step(6.745, 6.775, y) + step(6.495, 6.465, y)
-    depth = 0.35 + 0.65 * step(1.1, 1.45, z)
+    depth = 0.55 + 0.45 * step(1.1, 1.45, z)
     tooth = (0.72 * dark * depth, 0.68 * dark * depth, 0.585 * dark * depth)
     return mix3(tooth, (0.32 * depth, 0.10 * depth, 0.09 * depth), clamp(gum, 0.0, 1.0))
 
@@ -85,7 +85,7 @@ def lash_albedo(q: Any) -> Any:
 @register_jitable
 def strand_albedo(q: Any, volume: Any, along: Any, across: Any, number: Any) -> Any:
     """Fine streaks along a ribbon; each ribbon has its own tone; the roots are darker than the tips."""
-    streak = noise(volume, across * 2.2 + number * 31, along * (2.0 + 7.0 * q[P.CURL]) + number * 17, number * 29)
+    streak = noise(volume, across * 3.6 + number * 31, along * (2.0 + 7.0 * q[P.CURL]) + number * 17, number * 29)
     tone = 0.80 + 0.42 * number
     tips = 0.80 + 0.30 * along
     return scale3(colour_at(q, P.HAIR), clamp(tone * tips * (1 + 0.26 * streak), 0.2, 2.0))
