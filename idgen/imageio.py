@@ -89,7 +89,8 @@ def _own_limit() -> Iterator[None]:
     """Keep Pillow's limit, which does not tell the image's size, from speaking before ours: opening reads a header only."""
     from PIL import Image
 
-    with _LOCK:
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on metadata that nobody here reads
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
