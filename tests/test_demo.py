@@ -1,0 +1,132 @@
+"""`idgen demo`: what it writes and says, with random weights; and with the shipped ones, whether it works."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from idgen.cli import main
+from idgen.commands.demo import EXAMPLE, example_photos
+from idgen.models.mini_detector import MiniDetector
+from tests.tiny_family import face_in_the_middle, tiny_family
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_family(tmp_path_factory.mktemp("mini"))
+
+
+def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["demo", "--json", "--steps", "2", "--device", "cpu", "--dtype", "fp32", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def with_family(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDGEN_MINI", str(family))
+    monkeypatch.setattr(MiniDetector, "detect", face_in_the_middle)
+
+
+@pytest.mark.usefixtures("with_family")
+def test_the_demo_writes_its_pictures_and_one_sheet_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = demo(capsys, "--out", str(tmp_path / "new" / "folder"))
+    assert len(result["images"]) == 4
+    pictures = [np.asarray(Image.open(path)) for path in result["images"]]
+    assert not np.array_equal(pictures[0], pictures[1])
+    sheet = Image.open(result["sheet"])
+    assert sheet.width >= 4 * 160 and sheet.height >= 2 * 160
+    assert {Path(path).parent for path in [*result["images"], result["sheet"]]} == {tmp_path / "new" / "folder"}
+
+
+@pytest.mark.usefixtures("with_family")
+def test_the_score_is_the_similarity_on_the_scale_stored_beside_the_judge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = demo(capsys, "--out", str(tmp_path))
+    assert result["id_score"] == pytest.approx((result["id_similarity"] - 0.1) / (0.5 - 0.1), abs=1e-6)
+    assert result["id_similarity"] == pytest.approx(np.mean(result["id_similarity_of_each_image"]), abs=1e-6)
+    assert result["nearest_training_person"]["id_score"] == 0.6
+    assert result["seconds_per_image"] > 0
+
+
+@pytest.mark.usefixtures("with_family")
+def test_the_same_seed_makes_the_same_pictures_and_another_seed_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def picture(folder: str, seed: str) -> bytes:
+        result = demo(capsys, "--out", str(tmp_path / folder), "-n", "1", "--seed", seed)
+        return np.asarray(Image.open(result["images"][0])).tobytes()
+
+    assert picture("a", "3") == picture("b", "3")
+    assert picture("c", "4") != picture("a", "3")
+
+
+@pytest.mark.usefixtures("with_family")
+def test_pictures_without_a_face_have_a_similarity_of_nought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from idgen.faces import FaceEncoder
+
+    load = FaceEncoder.from_pretrained
+
+    def blind_judge(name: str, **options: Any) -> FaceEncoder:
+        encoder = load(name, **options)
+        if name == "judge":
+            monkeypatch.setattr(encoder, "_detector", lambda image: [])
+        return encoder
+
+    monkeypatch.setattr(FaceEncoder, "from_pretrained", blind_judge)
+    result = demo(capsys, "--out", str(tmp_path))
+    assert result["faces_found"] == 0 and result["id_similarity"] == 0
+
+
+def test_a_missing_family_is_one_line_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IDGEN_MINI", str(tmp_path / "nowhere"))
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "nowhere" in error.splitlines()[-1] and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many"])
+def test_a_number_of_images_that_is_none_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "-n", number]) == 2
+    assert "whole number" in capsys.readouterr().err
+
+
+def test_the_example_person_has_photos_to_show_and_others_to_measure_against() -> None:
+    references, others = example_photos("reference"), example_photos("other")
+    assert len(references) >= 3 and len(others) >= 3
+    assert all(photo.size == (128, 128) for photo in references + others)
+    assert "CC0" in (EXAMPLE / "LICENSE.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_shipped_demo_finds_faces_and_is_like_the_person_within_the_time(tmp_path: Path) -> None:
+    """The promise of the README: no network, no GPU, a cold start, a picture that the judge takes for the person."""
+    environment = {name: value for name, value in os.environ.items() if name != "IDGEN_MINI"}
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "idgen", "demo", "--out", str(tmp_path), "--json", "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    seconds = time.monotonic() - start
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["faces_found"] == len(result["images"]) == 4
+    assert result["id_score"] > 0.5
+    assert seconds < 120  # the bar of 40 s is for an idle machine (benchmarks/speed.py); tests share theirs

@@ -1,0 +1,55 @@
+"""The whole mini family with random weights: `tiny.tiny_root` plus recognisers, judge statistics, detector and probe.
+
+A random detector finds anything anywhere: tests put `face_in_the_middle` in place of its `detect`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from idgen.checkpoint import save_weights
+from idgen.metrics.statistics import JudgeStatistics
+from idgen.models.mini_detector import Detections, MiniDetector
+from idgen.models.probe import AttributeProbe
+from idgen.models.registry import build_recogniser
+from tests.tiny import tiny_root
+
+PROBE_CLASSES = {"expression": ["neutral", "smiling"], "glasses": ["glasses", "none"]}
+
+
+def tiny_family(folder: Path) -> Path:
+    """Write it into a folder for $IDGEN_MINI."""
+    tiny_root(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for component, architecture, name in (("recogniser", "mini_recogniser", "mini"), ("judge", "judge", "judge")):
+            config = {"architecture": architecture, "name": name, "embedding_dim": 512}
+            _save(folder / component, config, build_recogniser(config))
+        _save(folder / "detector", {"architecture": "mini_detector"}, MiniDetector())
+        probe = AttributeProbe(PROBE_CLASSES, widths=(4, 4, 4))
+        _save(folder / "probe", probe.config, probe)
+    JudgeStatistics(0.5, 0.1, 0.6, 0.4, people=2, photos=2, source="made up").save(folder / "judge")
+    return folder
+
+
+def face_in_the_middle(self: MiniDetector, images: Sequence[np.ndarray], threshold: float = 0.5) -> list[Detections]:
+    """In place of `MiniDetector.detect`: one face in every picture, as large as a portrait shows it."""
+    found = []
+    for image in images:
+        size = torch.tensor([image.shape[1], image.shape[0]], dtype=torch.float32)
+        points = torch.tensor([[0.38, 0.47], [0.62, 0.47], [0.5, 0.62], [0.41, 0.75], [0.59, 0.75]])
+        box = torch.cat([size * 0.25, size * 0.85])
+        found.append(Detections(box[None], (points * size)[None], torch.ones(1)))
+    return found
+
+
+def _save(folder: Path, config: dict[str, Any], module: torch.nn.Module) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_weights(folder / "model.safetensors", module.state_dict())
