@@ -17,7 +17,6 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from idgen.adapters.arc2face import (
@@ -26,6 +25,7 @@ from idgen.adapters.arc2face import (
     identity_prompt_embeds,
     load_encoder,
     load_unet,
+    load_vae,
     locate,
     null_prompt_embeds,
 )
@@ -93,22 +93,22 @@ class Arc2FacePipeline(StableDiffusionPipeline):
             IdgenError: something is missing, broken, or not on this machine and can not be fetched.
         """
         source = locate(pretrained_model_name_or_path, base, kwargs)
-        variant = kwargs.get("variant")
-        if "unet" not in kwargs:
-            kwargs["unet"] = load_unet(source.unet, dtype=_dtype(kwargs, "unet"), variant=variant)
-        if "text_encoder" not in kwargs:
-            kwargs["text_encoder"] = load_encoder(source.encoder, dtype=_dtype(kwargs, "text_encoder"), variant=variant)
+        for part, load, folder in (
+            ("unet", load_unet, source.unet),
+            ("text_encoder", load_encoder, source.encoder),
+            ("vae", load_vae, source.base / "vae"),
+        ):
+            if part not in kwargs:
+                kwargs[part] = load(folder, dtype=_dtype(kwargs, part), variant=kwargs.get("variant"))
         if source.recogniser is not None:
             # Of a Stable Diffusion base only the autoencoder, tokenizer and scheduler are wanted.
             kwargs = {"recogniser": source.recogniser, "safety_checker": None, "feature_extractor": None} | kwargs
             kwargs["requires_safety_checker"] = kwargs["safety_checker"] is not None
         try:
-            pipe = super().from_pretrained(str(source.base), **{"use_safetensors": True} | kwargs)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            pipe = super().from_pretrained(str(source.base), **kwargs)
+        except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise IdgenError(
-                f"cannot load the autoencoder, tokenizer or scheduler from {source.base}: {reason}"
-            ) from error
+            raise IdgenError(f"cannot load the tokenizer or scheduler from {source.base}: {reason}") from error
         if isinstance(pipe.scheduler, PNDMScheduler) and "scheduler" not in kwargs and source.recogniser is not None:
             # Stable Diffusion 1.5 comes with PNDM; the authors sample with DPM-Solver++ at evenly spaced steps.
             spacing = {"timestep_spacing": "linspace"}

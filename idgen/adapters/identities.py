@@ -28,7 +28,7 @@ def unit_embeddings(identity: IdentityLike, *, recogniser: str, dim: int) -> tor
         rows = identity.detach().float()
         rows = rows[None] if rows.ndim == 1 else rows
     else:
-        people = list(identity) if isinstance(identity, (list, tuple)) else [identity]
+        people: list[Any] = list(identity) if isinstance(identity, (list, tuple)) else [identity]
         if not people:
             raise IdgenError("no identity given: pass an Identity, a list of them, or embeddings (people, dim)")
         pooled = [_pool(person, recogniser) for person in people]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from diffusers.utils import logging
 
 from idgen.pipelines import Arc2FacePipeline
@@ -14,6 +15,18 @@ def make_pipe(**overrides):
     pipe = Arc2FacePipeline(**tiny_components() | {"recogniser": "mini"} | overrides)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_kl():
+    """Stable Diffusion's class of autoencoder, eightfold, for 8 latent channels."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=8,
+        norm_num_groups=4,
+    ).eval()
 
 
 @pytest.fixture

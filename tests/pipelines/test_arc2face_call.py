@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     LCMScheduler,
@@ -19,7 +18,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from idgen.errors import IdgenError
 from idgen.pipelines import Arc2FacePipeline
-from tests.pipelines.conftest import make_pipe
+from tests.pipelines.conftest import make_pipe, tiny_kl
 from tests.tiny import tiny_components
 
 
@@ -280,14 +279,3 @@ def test_from_pipe_shares_components_and_gives_the_same_images(pipe, faces):
     assert torch.equal(images(ours, faces), images(pipe, faces))
     back = StableDiffusionPipeline.from_pipe(ours, vae=ours.vae)
     assert back.unet is plain.unet
-
-
-def tiny_kl():
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=8,
-        norm_num_groups=4,
-    ).eval()

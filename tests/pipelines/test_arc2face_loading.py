@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from idgen.errors import IdgenError
 from idgen.identity import Identity
 from idgen.pipelines import Arc2FacePipeline
+from tests.pipelines.conftest import tiny_kl
 from tests.tiny import tiny_components
 
 PARTS = ("unet", "text_encoder", "vae")
@@ -154,6 +155,24 @@ def test_optional_components_stay_absent(mini, tmp_path):
     assert load(tmp_path / "mine").safety_checker is None
 
 
+def test_the_old_names_in_stable_diffusions_autoencoder_are_understood(published, faces):
+    repository, base = published
+    vae = tiny_kl()
+    vae.save_pretrained(base / "vae")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(state):
+        for key in [key for key in state if ".attentions." in key]:
+            new = next((key.replace(f".{now}.", f".{then}.") for now, then in old.items() if f".{now}." in key), key)
+            state[new] = state.pop(key)
+        assert "decoder.mid_block.attentions.0.proj_attn.bias" in state
+
+    edit_weights(base / VAE, rename)
+    edit_json(base / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    loaded = load(repository, base=base).vae
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in vae.state_dict().items())
+
+
 def test_recogniser_can_be_named(published, tmp_path):
     repository, base = published
     load(repository, base=base, recogniser="mine").save_pretrained(tmp_path / "mine")
@@ -200,9 +219,10 @@ def test_mini_that_is_not_there_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 UNET, ENCODER = "arc2face/diffusion_pytorch_model.safetensors", "encoder/model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
-@pytest.mark.parametrize("file", [UNET, ENCODER])
+@pytest.mark.parametrize("file", [UNET, ENCODER, VAE])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -220,7 +240,7 @@ def test_weights_that_do_not_fit_are_named(root, tmp_path, file, change, message
         load(copy)
 
 
-@pytest.mark.parametrize("file", [UNET, ENCODER, "vae/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("file", [UNET, ENCODER, VAE])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "absent"])
 def test_a_damaged_file_is_named(root, tmp_path, file, damage):
     copy = shutil.copytree(root, tmp_path / "copy")

@@ -5,7 +5,7 @@ is otherwise a plain Stable Diffusion one.
 """
 
 from idgen.adapters.arc2face.config import Arc2FaceConfig
-from idgen.adapters.arc2face.convert import load_encoder, load_unet
+from idgen.adapters.arc2face.convert import load_encoder, load_unet, load_vae
 from idgen.adapters.arc2face.projection import IdentityPrompt, identity_prompt_embeds, null_prompt_embeds
 from idgen.adapters.arc2face.sources import Source, locate
 
@@ -16,6 +16,7 @@ __all__ = [
     "identity_prompt_embeds",
     "load_encoder",
     "load_unet",
+    "load_vae",
     "locate",
     "null_prompt_embeds",
 ]

@@ -1,4 +1,4 @@
-"""Published Arc2Face weights -> diffusers and transformers modules, strictly.
+"""Published Arc2Face weights (and the Stable Diffusion autoencoder they need) -> library modules, strictly.
 
 A model's folder holds config.json and its weights as safetensors (one file, or shards with their index) or as the
 authors' pickle. The finetuned UNet has diffusers' own keys. The text encoder was saved by transformers 4, whose keys
@@ -8,13 +8,15 @@ begin with `text_model.`, and may hold the constant buffer `position_ids`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from idgen.checkpoint import load_strict, load_weights
@@ -22,7 +24,9 @@ from idgen.errors import IdgenError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-UNET_FILE = "diffusion_pytorch_model"
+MODEL_FILE = "diffusion_pytorch_model"  # diffusers' name
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_ATTENTION_KEY = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
 ENCODER_FILES = ("model", "pytorch_model")  # transformers' names for safetensors and for pickles
 OLD_ENCODER_PREFIX = "text_model."
 OLD_ENCODER_BUFFERS = ("embeddings.position_ids",)
@@ -35,7 +39,7 @@ def load_unet(folder: Path, *, dtype: torch.dtype = torch.float32, variant: str 
         IdgenError: a missing or broken file, a key that is missing, unknown or of another shape.
     """
     config = read_config(folder)
-    state = read_weights(folder, [UNET_FILE], variant)
+    state = read_weights(folder, [MODEL_FILE], variant)
     with init_empty_weights(include_buffers=False):  # no time lost on random values for 860 M parameters
         unet = UNet2DConditionModel.from_config(config)
     return _fill(unet, state, dtype, f"the UNet in {folder}")
@@ -52,6 +56,31 @@ def load_encoder(folder: Path, *, dtype: torch.dtype = torch.float32, variant: s
     with init_empty_weights(include_buffers=False):
         encoder = CLIPTextModel(CLIPTextConfig.from_dict(config))
     return _fill(encoder, state, dtype, f"the text encoder in {folder}")
+
+
+def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32, variant: str | None = None) -> ModelMixin:
+    """The autoencoder of a Stable Diffusion folder, of the diffusers class that its config names.
+
+    Raises:
+        IdgenError: as `load_unet`, or a class that diffusers does not have.
+    """
+    config = read_config(folder)
+    kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+        raise IdgenError(f"{folder / 'config.json'} names no autoencoder of diffusers: {config.get('_class_name')!r}")
+    state = modern_attention_keys(read_weights(folder, [MODEL_FILE], variant))
+    with init_empty_weights(include_buffers=False):
+        vae = kind.from_config(config)
+    return _fill(vae, state, dtype, f"the autoencoder in {folder}")
+
+
+def modern_attention_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Stable Diffusion 1.5's autoencoder was published with the attention's old names."""
+
+    def modern(key: str) -> str:
+        return OLD_ATTENTION_KEY.sub(lambda match: f"{match[1]}.{OLD_ATTENTION[match[2]]}.", key)
+
+    return {modern(key): value for key, value in state.items()}
 
 
 def modern_encoder_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

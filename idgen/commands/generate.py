@@ -1,0 +1,201 @@
+"""`idgen generate`: photos of a person (or their identity file) in, new photos of that person out."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idgen.console import progress, say
+from idgen.errors import IdgenError
+from idgen.files import check_output
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from idgen.identity import Identity
+    from idgen.pipelines import Arc2FacePipeline
+
+HELP = "generate new pictures of a person from photos or an identity file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="PERSON",
+        help="photos of one person, or identity files (.safetensors of `idgen embed`), one per person",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("generated"), metavar="DIR", help="folder (default: generated)"
+    )
+    parser.add_argument("-n", "--images", type=_count, default=4, metavar="N", help="of each person (default: 4)")
+    parser.add_argument("--steps", type=_count, default=20, metavar="N", help="denoising steps (default: 20)")
+    parser.add_argument(
+        "--guidance", type=float, default=2.0, metavar="SCALE", help="1 turns guidance off (default: 2)"
+    )
+    parser.add_argument("--batch", type=_count, default=4, metavar="N", help="images computed at once (default: 4)")
+    parser.add_argument(
+        "--model",
+        default="mini",
+        metavar="NAME",
+        help="mini, a hub id such as FoivosPar/Arc2Face, or a folder (default: mini)",
+    )
+    parser.add_argument(
+        "--base", metavar="NAME", help="Stable Diffusion 1.5 hub id or folder for a published model that needs one"
+    )
+    parser.add_argument(
+        "--encoder", metavar="NAME", help="embeds the photos (default: the recogniser that the model was trained with)"
+    )
+    parser.add_argument(
+        "--sheet", action="store_true", help="also write sheet.png: references and results side by side"
+    )
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody to generate; `name` begins the names of their files."""
+
+    name: str
+    identity: Identity
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Embed where needed, generate in batches, and write each picture as soon as it is there."""
+    import torch
+
+    from idgen.devices import resolve_device, resolve_dtype
+
+    _check_inputs(args.inputs)
+    check_output(args.out)
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
+    people = _load_people(args.inputs)
+    pipe = _load_pipeline(args, device, dtype)
+    people = people or [_embed(args, pipe.config.recogniser)]
+    embeds = pipe.encode_identity([person.identity for person in people])
+    jobs = [(person, image) for person in range(len(people)) for image in range(args.images)]
+    pictures: list[Image.Image] = []
+    paths: list[Path] = []
+    seconds = 0.0
+    say(
+        f"{len(jobs)} image{'s' * (len(jobs) != 1)} of {len(people)} on {device} in {str(dtype).removeprefix('torch.')}"
+    )
+    batches = [jobs[start : start + args.batch] for start in range(0, len(jobs), args.batch)]
+    for batch in progress(batches, desc="generating"):
+        start = time.perf_counter()
+        images = pipe(
+            prompt_embeds=embeds[[person for person, _ in batch]],
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            # A seed for each image, on the CPU: neither the batch size nor the device changes what is drawn.
+            generator=[torch.Generator().manual_seed((args.seed + image) % 2**63) for _, image in batch],
+        ).images
+        seconds += time.perf_counter() - start
+        paths += [
+            _save(args.out, people[person].name, number, image)
+            for (person, number), image in zip(batch, images, strict=True)
+        ]
+        pictures += images
+    report: dict[str, Any] = {
+        "images": paths,
+        "seconds_per_image": seconds / len(jobs),
+        "people": [
+            {
+                "name": person.name,
+                "references": len(person.identity),
+                "images": paths[index * args.images :][: args.images],
+            }
+            for index, person in enumerate(people)
+        ],
+        "model": args.model,
+        "recogniser": pipe.config.recogniser,
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "seed": args.seed,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    if args.sheet:
+        report["sheet"] = _write_sheet(args, people, pictures)
+    say(f"{report['seconds_per_image']:.2f} s per image -> {args.out}")
+    return report
+
+
+def _check_inputs(inputs: list[Path]) -> None:
+    from idgen.imageio import load_image
+
+    kinds = {path.suffix == ".safetensors" for path in inputs}
+    if len(kinds) > 1:
+        raise IdgenError(
+            "pass photos of one person or identity files, not both: embed the photos with `idgen embed` first"
+        )
+    for path in inputs:
+        if True not in kinds and not path.is_file():
+            load_image(path)  # says what is wrong, before any model is loaded
+
+
+def _load_people(inputs: list[Path]) -> list[Person]:
+    """The people of identity files, named after their files; none when the inputs are photos."""
+    from idgen.identity import Identity
+
+    files = [path for path in inputs if path.suffix == ".safetensors"]
+    times = Counter(path.stem for path in files)
+    return [
+        Person(path.stem if times[path.stem] == 1 else f"{path.stem}-{number}", Identity.load(path))
+        for number, path in enumerate(files, 1)
+    ]
+
+
+def _embed(args: argparse.Namespace, recogniser: str) -> Person:
+    from idgen.faces import FaceEncoder
+
+    encoder = FaceEncoder.from_pretrained(args.encoder or recogniser, device=args.device)
+    return Person("person", encoder(args.inputs))
+
+
+def _load_pipeline(args: argparse.Namespace, device: Any, dtype: Any) -> Arc2FacePipeline:
+    from diffusers.utils import logging
+
+    from idgen.pipelines import Arc2FacePipeline
+
+    logging.set_verbosity_error()  # its remarks on configs and dtypes tell a user nothing
+    logging.disable_progress_bar()
+    pipe = Arc2FacePipeline.from_pretrained(args.model, base=args.base, dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _save(folder: Path, name: str, number: int, image: Image.Image) -> Path:
+    from idgen.provenance import save_png
+
+    path = folder / f"{name}_{number + 1:02d}.png"
+    save_png(path, image)
+    return path
+
+
+def _write_sheet(args: argparse.Namespace, people: list[Person], pictures: list[Image.Image]) -> Path:
+    from PIL import Image
+
+    from idgen.provenance import save_png
+    from idgen.sheet import SheetRow, contact_sheet
+
+    rows = []
+    for index, person in enumerate(people):
+        if person.identity.crops is not None:
+            crops = [Image.fromarray(crop.numpy()) for crop in person.identity.crops]
+            rows.append(SheetRow(crops, title=f"{person.name}: references"))
+        rows.append(SheetRow(pictures[index * args.images :][: args.images], title=f"{person.name}: generated"))
+    path = args.out / "sheet.png"
+    save_png(path, contact_sheet(rows, columns=max(4, min(args.images, 8))))
+    return path
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)

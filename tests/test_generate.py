@@ -1,0 +1,184 @@
+"""`idgen generate` with random weights: what it writes, what it says, and that nothing is half-written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from idgen import provenance
+from idgen.cli import main
+from idgen.identity import Identity
+from idgen.provenance import is_marked, save_png
+from tests.tiny_family import tiny_family
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_family(tmp_path_factory.mktemp("mini"))
+
+
+@pytest.fixture(autouse=True)
+def with_family(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDGEN_MINI", str(family))
+
+
+@pytest.fixture
+def anna(tmp_path: Path) -> Path:
+    """An identity of two references, saved to a file."""
+    generator = torch.Generator().manual_seed(1)
+    path = tmp_path / "anna.safetensors"
+    crops = torch.randint(0, 255, (2, 112, 112, 3), dtype=torch.uint8, generator=generator)
+    Identity(torch.randn(2, 512, generator=generator), "mini", crops).save(path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.effect_noise((128, 128), 90).convert("RGB").save(path)
+    return path
+
+
+def generate(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:
+    words = ["generate", "--json", "--steps", "2", "--device", "cpu", "--dtype", "fp32", *map(str, arguments)]
+    assert main(words) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    assert main(["generate", "--json", *map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("idgen: ")]
+    assert out == "" and len(lines) == 1 and "Traceback" not in err
+    return lines[0]
+
+
+def pixels(paths: list[str]) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in paths])
+
+
+def test_it_writes_the_images_asked_for_and_says_where(anna, tmp_path, capsys):
+    report = generate(capsys, anna, "-n", 3, "-o", tmp_path / "new" / "out")
+    assert [Path(path).name for path in report["images"]] == ["anna_01.png", "anna_02.png", "anna_03.png"]
+    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == {f"anna_0{n}.png" for n in (1, 2, 3)}
+    assert pixels(report["images"]).shape == (3, 32, 32, 3)
+    assert report["seconds_per_image"] > 0 and report["recogniser"] == "mini"
+    assert report["people"] == [{"name": "anna", "references": 2, "images": report["images"]}]
+
+
+def test_photos_are_embedded_by_the_models_own_recogniser(photo, tmp_path, capsys):
+    report = generate(capsys, photo, photo, "-n", 1, "-o", tmp_path / "out")
+    assert report["people"][0]["references"] == 2
+    assert [Path(path).name for path in report["images"]] == ["person_01.png"]
+
+
+def test_several_identity_files_are_several_people(anna, tmp_path, capsys):
+    other = tmp_path / "other" / "anna.safetensors"
+    Identity(torch.randn(1, 512), "mini").save(other)
+    report = generate(capsys, anna, other, "-n", 2, "-o", tmp_path / "out")
+    names = [Path(path).name for path in report["images"]]
+    assert names == ["anna-1_01.png", "anna-1_02.png", "anna-2_01.png", "anna-2_02.png"]
+    assert [person["references"] for person in report["people"]] == [2, 1]
+    assert not np.array_equal(*pixels([report["images"][0], report["images"][2]]))
+
+
+def test_the_batch_size_changes_no_image(anna, tmp_path, capsys):
+    one, many = (
+        pixels(generate(capsys, anna, "-n", 3, "-o", tmp_path / str(batch), "--batch", batch)["images"])
+        for batch in (1, 3)
+    )
+    assert np.abs(one.astype(int) - many).max() <= 1
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(anna, tmp_path, capsys):
+    first, again, other = (
+        generate(capsys, anna, "-n", 2, "-o", tmp_path / name, "--seed", seed)["images"]
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert [Path(path).read_bytes() for path in first] == [Path(path).read_bytes() for path in again]
+    assert not np.array_equal(pixels(first), pixels(other))
+    assert not np.array_equal(*pixels(first))
+
+
+def test_the_largest_seed_works(anna, tmp_path, capsys):
+    generate(capsys, anna, "-n", 2, "-o", tmp_path / "out", "--seed", 2**63 - 1)
+
+
+def test_the_sheet_shows_references_and_results(anna, tmp_path, capsys):
+    report = generate(capsys, anna, "-n", 2, "-o", tmp_path / "out", "--sheet")
+    sheet = Image.open(report["sheet"])
+    assert sheet.width >= 2 * 160 and sheet.height >= 2 * 160
+    assert report["sheet"] not in report["images"] and len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_every_picture_says_that_it_was_generated(anna, tmp_path, capsys):
+    report = generate(capsys, anna, "-n", 1, "-o", tmp_path / "out", "--sheet")
+    for path in [*report["images"], report["sheet"]]:
+        assert is_marked(path)
+        with Image.open(path) as image:
+            assert image.info["idgen"] == "AI-generated"
+            assert provenance.SOURCE_TYPE in image.info["XML:com.adobe.xmp"]
+
+
+def test_a_photo_is_not_marked(photo):
+    assert not is_marked(photo)
+
+
+def test_a_mark_needs_a_png(tmp_path):
+    from idgen.errors import IdgenError
+
+    with pytest.raises(IdgenError, match=r"end in \.png"):
+        save_png(tmp_path / "a.jpg", Image.new("RGB", (4, 4)))
+
+
+def test_no_report_holds_an_embedding(anna, tmp_path, capsys):
+    report = json.dumps(generate(capsys, anna, "-n", 1, "-o", tmp_path / "out"))
+    assert not any(f"{value:.4f}" in report for value in Identity.load(anna).raw.flatten().tolist())
+
+
+def test_mistakes_are_one_line_and_leave_nothing(anna, photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    stranger = tmp_path / "stranger.safetensors"
+    Identity(torch.randn(1, 512), "buffalo_l").save(stranger)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(anna.read_bytes()[:100])
+    file = tmp_path / "file"
+    file.touch()
+    for arguments, message in (
+        ([tmp_path / "nobody.png"], "nobody.png"),
+        ([tmp_path / "nobody.safetensors"], "nobody.safetensors"),
+        ([broken], "broken.safetensors"),
+        ([stranger], "'buffalo_l'"),
+        ([anna, photo], "not both"),
+        ([anna, "-n", "0"], "above 0"),
+        ([anna, "--model", "foivospar/Arc2Face"], "hf download"),
+        ([anna, "--model", "nonsense"], "no such folder"),
+        ([photo, "--encoder", "nonsense"], "nonsense"),
+        ([], "PERSON"),
+    ):
+        assert message in refused(capsys, *arguments, "-o", out)
+        assert not out.exists(), arguments
+    assert str(file) in refused(capsys, anna, "-o", file)
+
+
+def test_an_interruption_leaves_whole_pictures_only(anna, tmp_path, capsys, monkeypatch):
+    from idgen.pipelines import Arc2FacePipeline
+
+    calls = []
+
+    def interrupted(self, *arguments, **options):
+        calls.append(options)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
+
+    original = Arc2FacePipeline.__call__
+    monkeypatch.setattr(Arc2FacePipeline, "__call__", interrupted)
+    out = tmp_path / "out"
+    assert main(["generate", str(anna), "-n", "4", "--batch", "1", "--steps", "2", "-o", str(out)]) == 130
+    assert sorted(path.name for path in out.iterdir()) == ["anna_01.png", "anna_02.png"]
+    assert pixels([str(path) for path in out.iterdir()]).shape == (2, 32, 32, 3)
