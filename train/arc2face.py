@@ -57,7 +57,7 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.vae = AutoencoderTiny.from_pretrained(config.base / "vae", torch_dtype=torch.float32).to(device).eval()
         self.vae.requires_grad_(False)
-        self.recogniser = load_recogniser(config.recogniser, device)
+        self.recogniser = load_recogniser(config.recogniser).to(device).requires_grad_(False)
         vae_file = config.base / "vae" / "diffusion_pytorch_model.safetensors"
         recogniser_file = config.recogniser / "model.safetensors"
         self.latents = encode_latents(self.data, self.vae, vae_file, device)

@@ -47,7 +47,7 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.module = _Reconstruct(build_autoencoder(), config.latent_noise)
-        self.recogniser = load_recogniser(config.recogniser, device) if config.recogniser else None
+        self.recogniser = load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
         weights = [1 + config.detail_weight * (name in DETAILED) for name in PARSING_CLASSES]
         self.class_weights = torch.tensor(weights, device=device)
 

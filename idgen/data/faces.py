@@ -97,7 +97,7 @@ def _cached(folder: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.nd
     masks = np.empty((len(rows), size, size), np.uint8)
     for i, row in enumerate(progress(rows, len(rows), "reading pictures")):
         images[i] = _picture(folder / row["file_name"])
-        masks[i] = _picture(folder / row["mask"], keep=True)
+        masks[i] = _picture(folder / row["mask_file_name"], keep=True)
     for file, array in ((images_file, images), (masks_file, masks)):
         with atomic_write(file) as temporary, temporary.open("wb") as handle:
             np.save(handle, array)
