@@ -36,17 +36,18 @@ def choose_prompts(
 ) -> list[Prompt]:
     """Captions of people from `first_person` on, taken in order, until each value of each tracked attribute is named
     `per_value` times (or the people run out). A caption that names nothing still wanted is passed over."""
-    wanted: dict[tuple[str, str], int] = defaultdict(lambda: per_value)
+    wanted = {(name, value): per_value for name, values in VALUES.items() for value in values}
     chosen = []
-    numbers = range(first_person, first_person + people)
-    for person, described in zip(numbers, attributes_of(numbers, range(shots), seed), strict=True):
-        for shot, attributes in enumerate(described):
+    for person in range(first_person, first_person + people):
+        for shot, attributes in enumerate(attributes_of([person], range(shots), seed)[0]):
             prompt = read_caption(caption(attributes, caption_rng(seed, person, shot)), attributes, person, shot)
-            named = [(name, prompt.true[name]) for name in _bar_names(prompt.asked)]
+            named = [(name, value) for name, value in prompt.true.items() if name in VALUES]
             if any(wanted[key] > 0 for key in named):
                 chosen.append(prompt)
                 for key in named:
                     wanted[key] -= 1
+        if max(wanted.values()) <= 0:
+            break
     return chosen
 
 
@@ -78,10 +79,6 @@ def obeyed(prompts: Sequence[Prompt], reading: Reading) -> dict[str, float]:
     shares["hair"] = (shares["hair_style"] + shares["hair_colour"]) / 2
     shares["all"] = sum(shares[name] for name in TRACKED) / len(TRACKED)
     return shares
-
-
-def _bar_names(asked: Mapping[str, frozenset[str]]) -> list[str]:
-    return [name for name in asked if name in TRACKED or name.startswith("hair")]
 
 
 def _hair(text: str, style: str, colour: str) -> dict[str, frozenset[str]]:
@@ -121,4 +118,12 @@ TABLES = {
     "glasses": _wordings(GLASSES),
     "head": _wordings(HEADS),
     "beard": _wordings(BEARDS),
+}
+# What the bar counts, value by value; a mix of expressions has no words.
+VALUES: dict[str, list[str]] = {
+    "expression": [value for value, wordings in TABLES["expression"].items() if wordings],
+    "hair_style": list(HAIR_STYLES),
+    "hair_colour": list(HAIR_COLOURS),
+    "glasses": list(GLASSES),
+    "head": list(HEADS),
 }

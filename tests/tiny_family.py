@@ -20,7 +20,14 @@ from idgen.models.probe import AttributeProbe
 from idgen.models.registry import build_recogniser
 from tests.tiny import tiny_root
 
-PROBE_CLASSES = {"expression": ["neutral", "smiling"], "glasses": ["glasses", "none"]}
+PROBE_CLASSES = {
+    "expression": ["neutral", "smiling"],
+    "hair_style": ["bald", "long"],
+    "hair_colour": ["black", "blond"],
+    "glasses": ["glasses", "none"],
+    "head": ["left", "straight"],
+    "beard": ["beard", "none"],
+}
 
 
 def tiny_family(folder: Path) -> Path:

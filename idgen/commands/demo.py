@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from idgen.console import say
 from idgen.errors import IdgenError
-from idgen.files import atomic_write, check_output
+from idgen.files import check_output
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from idgen import FaceEncoder
     from idgen.devices import resolve_device, resolve_dtype
     from idgen.metrics.statistics import JudgeStatistics
+    from idgen.provenance import save_png
     from idgen.weights import find_mini
 
     check_output(args.out)
@@ -57,9 +58,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     real = float((shown @ unseen.T).mean())
     paths = [args.out / f"generated_{index:02d}.png" for index in range(1, len(images) + 1)]
     for path, image in zip(paths, images, strict=True):
-        _save(path, image)
+        save_png(path, image)
     sheet = args.out / "sheet.png"
-    _save(sheet, _sheet(references, (shown @ unseen.T).mean(1).tolist(), images, similarities))
+    save_png(sheet, _sheet(references, (shown @ unseen.T).mean(1).tolist(), images, similarities))
     score = float(statistics.score(similarity))
     say(f"cosine to photos not among the references {similarity:.3f} (a real photo of the person: {real:.3f})")
     say(
@@ -140,11 +141,6 @@ def _sheet(
         ],
         columns=max(4, min(len(images), 8)),
     )
-
-
-def _save(path: Path, image: Image.Image) -> None:
-    with atomic_write(path) as temporary:
-        image.save(temporary)
 
 
 def _count(text: str) -> int:
