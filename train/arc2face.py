@@ -40,10 +40,14 @@ class Arc2FaceTrainConfig(TrainConfig):
     validation: Path = Field(description="folder of `idgen synth` with people of no training")
     base: Path = Field(description="folder of the text-to-face pipeline")
     recogniser: Path = Field(description="folder of the conditioning recogniser")
-    single_reference_share: float = Field(0.6, ge=0, le=1, description="the other samples see the mean of 2 to 4 photos")
+    single_reference_share: float = Field(
+        0.6, ge=0, le=1, description="the other samples see the mean of 2 to 4 photos"
+    )
     condition_dropout: float = Field(0.1, ge=0, le=1)
     identity_weight: float = Field(0.5, ge=0)
-    identity_start: float = Field(0.85, ge=0, le=1, description="share of the training after which the identity loss acts")
+    identity_start: float = Field(
+        0.85, ge=0, le=1, description="share of the training after which the identity loss acts"
+    )
     identity_max_timestep: int = Field(400, ge=1, description="at more noise the predicted picture shows nobody")
     identity_batch: int = Field(12, ge=1, description="samples of a batch that are decoded for it")
     guidance_scale: float = Field(2.0, ge=0, description="of the grids")

@@ -37,7 +37,9 @@ class AutoencoderConfig(TrainConfig):
     detail_weight: float = Field(4.0, ge=0, description="extra weight of eyes, brows, lips, glasses")
     edge_weight: float = Field(1.0, ge=0)
     perceptual_weight: float = Field(0.1, ge=0)
-    latent_noise: float = Field(0.05, ge=0, description="noise on the latents, so that small errors of a UNet do not show")
+    latent_noise: float = Field(
+        0.05, ge=0, description="noise on the latents, so that small errors of a UNet do not show"
+    )
 
 
 class AutoencoderStage(Stage[AutoencoderConfig]):
@@ -47,7 +49,9 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.module = _Reconstruct(build_autoencoder(), config.latent_noise)
-        self.recogniser = load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
+        self.recogniser = (
+            load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
+        )
         weights = [1 + config.detail_weight * (name in DETAILED) for name in PARSING_CLASSES]
         self.class_weights = torch.tensor(weights, device=device)
 

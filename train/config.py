@@ -28,7 +28,9 @@ class TrainConfig(BaseModel):
     train_batch_size: int = Field(64, ge=1, description="per process")
     learning_rate: float = Field(6e-4, gt=0)
     lr_warmup_steps: int = Field(100, ge=0)
-    lr_decay_share: float = Field(0.3, ge=0, le=1, description="the last part of the training, over which the rate falls to 0")
+    lr_decay_share: float = Field(
+        0.3, ge=0, le=1, description="the last part of the training, over which the rate falls to 0"
+    )
     adam_weight_decay: float = Field(0.01, ge=0)
     adam_beta2: float = Field(0.99, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -53,7 +55,9 @@ def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Conf
     """
     parser = argparse.ArgumentParser(description=kind.__doc__, allow_abbrev=False)
     parser.add_argument("--config", type=Path, help="YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="one setting, dotted for nested ones")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="one setting, dotted for nested ones"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     known, rest = parser.parse_known_args(arguments)
     values: dict[str, Any] = _read_yaml(known.config) if known.config else {}

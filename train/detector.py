@@ -122,7 +122,9 @@ def _targets(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
         heat[row, column] = 1
         here = distance < max(1.2 * STRIDE, 0.15 * float(extent.mean()))
         sides = torch.stack([x - box[0], y - box[1], box[2] - x, box[3] - y]).clamp_min(1) / STRIDE
-        offsets = (landmarks.flatten()[:, None, None] - torch.stack([x, y]).repeat(5, 1, 1)) / extent.repeat(5)[:, None, None]
+        offsets = (landmarks.flatten()[:, None, None] - torch.stack([x, y]).repeat(5, 1, 1)) / extent.repeat(5)[
+            :, None, None
+        ]
         geometry[:, here] = torch.cat([sides.log(), offsets])[:, here]
         near[here] = 1
     return heat, geometry, near

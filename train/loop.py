@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from idgen.console import say
 from idgen.errors import IdgenError
 from idgen.files import atomic_write, check_output
-
 from idgen.train.checkpoints import load_newest, save_checkpoint
 from idgen.train.config import TrainConfig, dump, parse_config
 
@@ -185,10 +184,14 @@ class _Log:
         means = {name: float(value.detach()) for name, value in losses.items()}
         speed = self.images * self.count / (time.monotonic() - self.mark)
         self.count, self.mark = 0, time.monotonic()
-        self._write({"step": step, "minutes": round(elapsed / 60, 2), "lr": rate, "images_per_second": round(speed, 1), **means})
+        self._write(
+            {"step": step, "minutes": round(elapsed / 60, 2), "lr": rate, "images_per_second": round(speed, 1), **means}
+        )
 
     def validation(self, step: int, elapsed: float, figures: dict[str, float], picture: Image.Image | None) -> None:
-        self._write({"step": step, "minutes": round(elapsed / 60, 2), "validation": figures, "skipped_steps": self.skipped})
+        self._write(
+            {"step": step, "minutes": round(elapsed / 60, 2), "validation": figures, "skipped_steps": self.skipped}
+        )
         if picture is not None and self.main:
             with atomic_write(self.config.output_dir / "grids" / f"{step:06d}.png") as temporary:
                 picture.save(temporary)
@@ -199,7 +202,11 @@ class _Log:
             return
         with (self.config.output_dir / "log.jsonl").open("a") as handle:
             handle.write(json.dumps(row) + "\n")
-        say(" ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
+        say(
+            " ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+            )
+        )
 
 
 def _fail(line: str, status: int) -> int:

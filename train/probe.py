@@ -21,7 +21,7 @@ from idgen.checkpoint import save_weights
 from idgen.data.augment import photometric
 from idgen.data.faces import FaceFolder
 from idgen.files import atomic_write
-from idgen.models.probe import POSE_UNIT, AttributeProbe, to_network
+from idgen.models.probe import POSE_UNIT, SIZE, AttributeProbe, to_network
 from idgen.synthetic.shots import MIXED
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
@@ -61,7 +61,8 @@ class ProbeStage(Stage[ProbeConfig]):
         return {"images": images, **{name: values[rows].to(self.device) for name, values in self.labels.items()}}
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        images = photometric(batch["images"], 0.5).contiguous(memory_format=torch.channels_last)
+        small = F.adaptive_avg_pool2d(batch["images"], SIZE)
+        images = photometric(small, 0.5).contiguous(memory_format=torch.channels_last)
         logits, pose = model(images)
         parts = {
             name: F.cross_entropy(logits[name].float(), batch[name], ignore_index=UNNAMED) for name in self.classes

@@ -49,12 +49,16 @@ class RecogniserStage(Stage[RecogniserConfig]):
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.description = {"architecture": config.architecture, "name": config.name, "embedding_dim": 512}
         network = build_recogniser(self.description)
-        self.module = _Classifier(network, MarginHead(512, len(self.data.shots), config.loss, config.scale, config.margin))
+        self.module = _Classifier(
+            network, MarginHead(512, len(self.data.shots), config.loss, config.scale, config.margin)
+        )
 
     def batch(self, rng: np.random.Generator) -> Batch:
         per = self.config.photos_per_person
         people = rng.choice(len(self.data.shots), -(-self.config.train_batch_size // per), replace=False)
-        chosen = np.concatenate([rng.choice(self.data.shots[p], per, replace=len(self.data.shots[p]) < per) for p in people])
+        chosen = np.concatenate(
+            [rng.choice(self.data.shots[p], per, replace=len(self.data.shots[p]) < per) for p in people]
+        )
         return self._load(self.data, chosen)
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:

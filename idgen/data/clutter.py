@@ -129,7 +129,10 @@ def _clutter(data: FaceFolder, rng: np.random.Generator, size: int) -> Tensor:
             piece = int(rng.integers(10, 26))
             photo = data.images[int(rng.integers(len(data)))]
             u, v = rng.integers(0, photo.shape[0] - piece, 2)
-            tile = torch.from_numpy(photo[v : v + piece, u : u + piece].astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+            tile = (
+                torch.from_numpy(photo[v : v + piece, u : u + piece].astype(np.float32)).permute(2, 0, 1)[None] / 127.5
+                - 1
+            )
             wide = min(size, int(piece * rng.uniform(1, 3)))
             tile = F.interpolate(tile, (wide, wide), mode="bilinear", align_corners=False)[0]
             a, b = rng.integers(0, size - wide + 1, 2)

@@ -36,7 +36,9 @@ def encode_identities(data: FaceFolder, recogniser: nn.Module, weights: Path, de
 
 
 @torch.no_grad()
-def _encode(data: FaceFolder, name: str, encode: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> np.ndarray:
+def _encode(
+    data: FaceFolder, name: str, encode: Callable[[Tensor, Tensor], Tensor], device: torch.device
+) -> np.ndarray:
     path = data.folder / CACHE / f"{name}.npy"
     if path.exists():
         stored = np.load(path, mmap_mode="r")

@@ -80,7 +80,9 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            raise IdgenError(f"{path}, line {number} is not JSON: run the same `idgen synth` again to mend it") from None
+            raise IdgenError(
+                f"{path}, line {number} is not JSON: run the same `idgen synth` again to mend it"
+            ) from None
     if not rows:
         raise IdgenError(f"{path} is empty: run the same `idgen synth` again")
     return rows

@@ -33,7 +33,9 @@ class MarginHead(nn.Module):
         super().__init__()
         self.kind, self.scale, self.margin = kind, scale, margin
         self.centres = nn.Parameter(torch.randn(people, embedding_dim) * 0.01)
-        self.bias = nn.Parameter(torch.full((), -math.log(max(people - 1, 1) * 10.0)), requires_grad=kind == "sphereface2")
+        self.bias = nn.Parameter(
+            torch.full((), -math.log(max(people - 1, 1) * 10.0)), requires_grad=kind == "sphereface2"
+        )
 
     def forward(self, embeddings: Tensor, labels: Tensor, strength: float = 1.0) -> Tensor:
         """Loss of raw embeddings (batch, dim) with labels (batch,); `strength` in [0, 1] eases the margin in."""

@@ -8,6 +8,7 @@ for a small face as for a large one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,15 +37,13 @@ class MiniDetector(nn.Module):
         close_up: side in px of the crop of the second look.
     """
 
-    def __init__(
-        self, widths: Sequence[int] = (16, 32, 64, 96, 128), canvas: int = 256, close_up: int = 128
-    ) -> None:
+    def __init__(self, widths: Sequence[int] = (16, 32, 64, 96, 128), canvas: int = 256, close_up: int = 128) -> None:
         super().__init__()
         self.canvas, self.close_up = canvas, close_up
         self.stem = _block(3, widths[0], 2)
         self.stages = nn.ModuleList(
             nn.Sequential(_block(before, width, 2), _block(width, width, 1))
-            for before, width in zip(widths[:-1], widths[1:], strict=True)
+            for before, width in itertools.pairwise(widths)
         )
         fused = widths[2]
         self.laterals = nn.ModuleList(nn.Conv2d(width, fused, 1) for width in widths[2:])
@@ -105,7 +104,11 @@ class MiniDetector(nn.Module):
         grid = grid + centre[:, None, None]
         normalised = (grid + 0.5) / torch.tensor([width, height], device=picture.device) * 2 - 1
         crops = F.grid_sample(
-            picture.expand(len(side), -1, -1, -1), normalised, mode="bilinear", padding_mode="zeros", align_corners=False
+            picture.expand(len(side), -1, -1, -1),
+            normalised,
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
         )
         heat, geometry = self(crops.to(self.heat.weight.dtype))
         factor = side / self.close_up
@@ -147,7 +150,9 @@ def _suppress(boxes: Tensor, overlap: float) -> list[int]:
     for i, box in enumerate(boxes):
         if kept:
             others = boxes[kept]
-            inside = (torch.minimum(others[:, 2:], box[2:]) - torch.maximum(others[:, :2], box[:2])).clamp_min(0).prod(1)
+            inside = (
+                (torch.minimum(others[:, 2:], box[2:]) - torch.maximum(others[:, :2], box[:2])).clamp_min(0).prod(1)
+            )
             area = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - inside
             if (inside / area).max() > overlap:
                 continue

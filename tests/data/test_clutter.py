@@ -1,0 +1,55 @@
+"""Scenes for the detector: what is said to be a face is where it is said to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from idgen.data.clutter import close_up, compose, face_boxes
+from idgen.data.faces import FaceFolder
+
+
+def _marked(size: int = 128) -> FaceFolder:
+    """One 'face': black, with a white dot on each landmark."""
+    landmarks = np.array([[44, 50], [84, 50], [64, 70], [48, 90], [80, 90]], np.float32)
+    image = np.zeros((size, size, 3), np.uint8)
+    for x, y in landmarks.astype(int):
+        image[y - 2 : y + 3, x - 2 : x + 3] = 255
+    outline = np.array([[30, 40], [98, 40], [64, 110]], float)
+    row = {"landmarks68": np.concatenate([landmarks, outline] * 9)[:68].tolist()}
+    return FaceFolder(
+        Path("."), image[None], np.ones((1, size, size), np.uint8), landmarks[None], np.zeros(1, np.int64), [row]
+    )
+
+
+def test_landmarks_of_a_scene_lie_on_their_dots() -> None:
+    data = _marked()
+    boxes = face_boxes(data)
+    for seed in range(12):
+        scene = close_up(data, boxes, np.random.default_rng(seed))
+        for x, y in scene.landmarks[0].round().long().tolist():
+            if 0 <= x < 128 and 0 <= y < 128:
+                assert scene.picture[:, y, x].min() > 0.5
+
+
+def test_boxes_hold_their_landmarks_and_scenes_have_none_one_and_several_faces() -> None:
+    data = _marked()
+    boxes = face_boxes(data)
+    counts = set()
+    for seed in range(60):
+        scene = compose(data, boxes, np.random.default_rng(seed))
+        counts.add(min(2, len(scene.boxes)))
+        assert scene.picture.shape == (3, 256, 256) and bool(torch.isfinite(scene.picture).all())
+        for box, points in zip(scene.boxes, scene.landmarks, strict=True):
+            slack = 0.2 * (box[2:] - box[:2])
+            assert bool((points > box[:2] - slack).all()) and bool((points < box[2:] + slack).all())
+    assert counts == {0, 1, 2}
+
+
+def test_the_same_seed_makes_the_same_scene() -> None:
+    data = _marked()
+    boxes = face_boxes(data)
+    a, b = (compose(data, boxes, np.random.default_rng(3)) for _ in range(2))
+    assert torch.equal(a.picture, b.picture) and torch.equal(a.landmarks, b.landmarks)

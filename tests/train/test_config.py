@@ -1,0 +1,73 @@
+"""Settings of the trainings: layers, and mistakes in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import idgen.configs
+from idgen.errors import IdgenError
+from idgen.train.arc2face import Arc2FaceTrainConfig
+from idgen.train.autoencoder import AutoencoderConfig
+from idgen.train.base import BaseConfig
+from idgen.train.config import parse_config
+from idgen.train.detector import DetectorConfig
+from idgen.train.recogniser import RecogniserConfig
+
+RECIPES = Path(idgen.configs.__file__).parent / "mini"
+KINDS = {
+    "recogniser": RecogniserConfig,
+    "judge": RecogniserConfig,
+    "detector": DetectorConfig,
+    "autoencoder": AutoencoderConfig,
+    "base": BaseConfig,
+    "arc2face": Arc2FaceTrainConfig,
+}
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_recipe_that_ships_is_valid(name: str) -> None:
+    config = parse_config(KINDS[name], ["--config", str(RECIPES / f"{name}.yaml")])
+    assert config.output_dir == Path(f"runs/mini/{name}")
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        yaml.safe_dump({"output_dir": "o", "data": "d", "validation": "v", "seed": 7, "train_batch_size": 5})
+    )
+    config = parse_config(DetectorConfig, ["--config", str(file), "--set", "seed=8", "--learning-rate", "0.5"])
+    assert (config.seed, config.train_batch_size, config.learning_rate, config.log_steps) == (8, 5, 0.5, 20)
+
+
+def test_an_unknown_setting_names_the_nearest() -> None:
+    with pytest.raises(IdgenError, match=r"'learning_rat'.*'learning_rate'"):
+        parse_config(DetectorConfig, ["--output_dir", "o", "--data", "d", "--validation", "v", "--learning_rat", "1"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config", "/nowhere.yaml"], "cannot read the config /nowhere.yaml"),
+        (["--output_dir", "o", "--validation", "v"], "'data' is missing"),
+        (["--output_dir", "o", "--data", "d", "--validation", "v", "--seed", "many"], "'seed'"),
+        (["--set", "seed"], "write it as name=value"),
+        (["seed"], "unexpected argument 'seed'"),
+        (["--seed"], "--seed lacks a value"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: list[str], says: str) -> None:
+    with pytest.raises(IdgenError) as caught:
+        parse_config(DetectorConfig, arguments)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_yaml_is_told_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text("a: [1,\nb: {")
+    with pytest.raises(IdgenError, match=r"broken\.yaml is not YAML") as caught:
+        parse_config(DetectorConfig, ["--config", str(file)])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,97 @@
+"""Every stage of the mini family trains for two steps on real renders and writes weights that its consumer loads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from idgen.models.registry import load_detector, load_recogniser
+
+REPO = Path(__file__).parents[2]
+SHORT = [
+    "--max_train_steps",
+    "2",
+    "--log_steps",
+    "1",
+    "--validation_steps",
+    "2",
+    "--num_threads",
+    "1",
+    "--max_minutes",
+    "null",
+]
+
+
+def _train(stage: str, config: str, out: Path, people: Path, *more: str) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        f"idgen.train.{stage}",
+        "--config",
+        str(REPO / "configs" / "mini" / f"{config}.yaml"),
+    ]
+    paths = ["--output_dir", str(out), "--data", str(people), "--validation", str(people)]
+    done = subprocess.run(
+        [*command, *paths, *SHORT, *more], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return out / "weights"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, people_folder: Path) -> dict[str, Path]:
+    """All stages one after the other, each on the weights of those before."""
+    root = tmp_path_factory.mktemp("runs")
+    out: dict[str, Path] = {}
+    out["recogniser"] = _train("recogniser", "recogniser", root / "r", people_folder, "--train_batch_size", "8")
+    out["judge"] = _train("recogniser", "judge", root / "j", people_folder, "--train_batch_size", "8")
+    out["detector"] = _train("detector", "detector", root / "d", people_folder, "--train_batch_size", "4")
+    recogniser = ["--recogniser", str(out["recogniser"])]
+    out["vae"] = _train("autoencoder", "autoencoder", root / "v", people_folder, "--train_batch_size", "2", *recogniser)
+    out["base"] = _train("base", "base", root / "b", people_folder, "--train_batch_size", "4", "--vae", str(out["vae"]))
+    arc = ["--train_batch_size", "8", "--base", str(out["base"]), "--identity_start", "0", *recogniser]
+    out["arc2face"] = _train("arc2face", "arc2face", root / "a", people_folder, *arc)
+    return out
+
+
+def test_recogniser_and_judge_load_and_differ_in_architecture(trained: dict[str, Path]) -> None:
+    mini, judge = load_recogniser(trained["recogniser"]), load_recogniser(trained["judge"])
+    crops = torch.rand(2, 3, 112, 112) * 2 - 1
+    assert mini(crops).shape == judge(crops).shape == (2, 512)
+    assert type(mini) is not type(judge)
+
+
+def test_detector_loads_and_looks_at_a_picture_of_any_shape(trained: dict[str, Path]) -> None:
+    detector = load_detector(trained["detector"])
+    found = detector.detect([torch.zeros(90, 301, 3, dtype=torch.uint8)], threshold=0.99)[0]  # type: ignore[operator]
+    assert found.boxes.shape[1:] == (4,) and found.landmarks.shape[1:] == (5, 2)
+
+
+def test_base_is_a_stable_diffusion_pipeline_of_plain_diffusers(trained: dict[str, Path]) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(trained["base"])
+    made = pipe("a smiling woman", num_inference_steps=2, output_type="np").images
+    assert made.shape == (1, 128, 128, 3)
+
+
+def test_arc2face_writes_the_published_layout_in_half_precision(trained: dict[str, Path]) -> None:
+    from idgen.adapters.arc2face import load_encoder, load_unet
+
+    unet, encoder = load_unet(trained["arc2face"] / "arc2face"), load_encoder(trained["arc2face"] / "encoder")
+    assert unet.config.cross_attention_dim == encoder.config.hidden_size == 512
+    for file in trained["arc2face"].rglob("*.safetensors"):
+        assert file.stat().st_size <= 16_000_000
+
+
+def test_a_missing_data_folder_is_one_line_and_status_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "idgen.train.detector", "--output_dir", str(tmp_path / "o"), "--data", "nowhere"]
+    done = subprocess.run([*command, "--validation", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "idgen synth --out nowhere" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
