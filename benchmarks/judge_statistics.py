@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.faces import Faces
-from benchmarks.photos import TRAINING, VALIDATION, take_photos
+from benchmarks.photos import VALIDATION, take_photos, training_photos
 from benchmarks.report import Report, parser, timed
 from idgen.devices import resolve_device
 from idgen.metrics import PhotoStatistics, id_score, nearest_people
@@ -23,7 +23,8 @@ PHOTOS = 8
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags = parser(__doc__, people=150)
-    flags.add_argument("--training-people", type=int, default=2400, help="among whom the nearest is sought")
+    flags.add_argument("--training-people", type=int, default=1800, help="among whom the nearest is sought")
+    flags.add_argument("--training-data", type=Path, metavar="DIR", help="their photos, to save rendering them again")
     flags.set_defaults(cache=Path("runs/photos"))
     args = flags.parse_args(argv)
     people = range(VALIDATION, VALIDATION + args.people)
@@ -31,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with timed("photos"):
         photos = take_photos(people, range(PHOTOS), **kept)
         lookalikes = take_photos(people, range(1, PHOTOS), variant=0, **kept)
-        population = take_photos(range(TRAINING, TRAINING + args.training_people), range(2), **kept)
+        population = training_photos(args.training_people, args.training_data, **kept)
     with timed("embeddings"):
         faces = Faces(resolve_device(args.device), args.cache)
-        own, others, training = (faces.embed(taken.images, keep=True) for taken in (photos, lookalikes, population))
+        own, others = (faces.embed(taken.images, keep=True) for taken in (photos, lookalikes))
+        training = faces.embed(population, keep=True)
     scale = PhotoStatistics.of(own.judge)
     nearest = training.judge[nearest_people(own.mini[:, 0], training.mini)]
     statistics = JudgeStatistics(

@@ -21,7 +21,7 @@ from benchmarks import bars_pictures
 from benchmarks.bars_identity import Gallery, add_identity_rows, baseline_table, baselines, measure_identity, pooled
 from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, load_arc2face, load_base
-from benchmarks.photos import TEST, TRAINING, VALIDATION, Photos, take_photos
+from benchmarks.photos import TEST, VALIDATION, Photos, take_photos, training_photos
 from benchmarks.report import Report, parser, timed
 from idgen.console import say
 from idgen.devices import resolve_device, resolve_dtype
@@ -88,7 +88,7 @@ def make_gallery(faces: Faces, photos: Photos, people: range, args: argparse.Nam
     kept = {"cache": args.cache, "workers": args.workers}
     shots = range(REFERENCES, REFERENCES + LOOKALIKE_SHOTS)
     rivals = [take_photos(people, shots, variant=variant, **kept) for variant in range(LOOKALIKES)]
-    population = take_photos(range(TRAINING, TRAINING + args.training_people), range(2), **kept)
+    population = training_photos(args.training_people, args.training_data, **kept)
     own = faces.embed(photos.images, keep=True)
     everybody_else = REFERENCES + OTHERS
     return Gallery(
@@ -96,7 +96,7 @@ def make_gallery(faces: Faces, photos: Photos, people: range, args: argparse.Nam
         others=own.judge[:, REFERENCES:everybody_else],
         standins=own.judge[:, everybody_else:],
         lookalikes=torch.stack([faces.embed(rival.images, keep=True).judge for rival in rivals], 1),
-        training=faces.embed(population.images, keep=True),
+        training=faces.embed(population, keep=True),
         conditioning=own.mini[:, :REFERENCES],
     )
 
@@ -135,7 +135,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--guidance", type=float, default=2.0, help="of the ID generator (default: 2)")
     flags.add_argument("--text-guidance", type=float, default=3.0, help="of the text-to-face base (default: 3)")
     flags.add_argument("--per-value", type=int, default=6, help="prompts that name each value of an attribute")
-    flags.add_argument("--training-people", type=int, default=2400, help="among whom the nearest is sought")
+    flags.add_argument("--training-people", type=int, default=1800, help="among whom the nearest is sought")
+    flags.add_argument("--training-data", type=Path, metavar="DIR", help="their photos, to save rendering them again")
     flags.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     flags.add_argument("--sheet", type=Path, metavar="PNG", help="also save a contact sheet of a dozen people")
     flags.set_defaults(cache=Path("runs/photos"))

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 import idgen.synthetic
+from idgen.data.faces import FaceFolder
+from idgen.errors import IdgenError
 from idgen.files import atomic_write
 
 # Who is whom among the numbers of seed 0; nobody's number is in two sets.
@@ -86,6 +88,27 @@ def take_photos(
         with atomic_write(file) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, images=arrays[0], landmarks=arrays[1], pose=arrays[2])
     return Photos(*(torch.from_numpy(array) for array in arrays))
+
+
+def training_photos(people: int, folder: Path | None, **kept: Any) -> Tensor:
+    """(people, 2, size, size, 3) uint8: the first two shots of the first training people of the mini family.
+
+    Args:
+        folder: what `idgen synth` wrote for the training, read instead of rendering; None renders.
+        kept: `cache` and `workers` of `take_photos`.
+
+    Raises:
+        IdgenError: the folder does not begin with these people.
+    """
+    if folder is None:
+        return take_photos(range(TRAINING, TRAINING + people), range(2), **kept).images
+    data = FaceFolder.open(folder)
+    if len(data.shots) < people or data.rows[0]["person"] != TRAINING:
+        raise IdgenError(
+            f"{folder} holds people from {data.rows[0]['person']} on, {len(data.shots)} of {people} asked for"
+        )
+    chosen = np.stack([shots[:2] for shots in data.shots[:people]])  # (people, 2)
+    return torch.from_numpy(data.images[chosen])
 
 
 def attributes_of(people: Sequence[int], shots: Sequence[int], seed: int = 0) -> list[list[dict[str, Any]]]:

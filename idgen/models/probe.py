@@ -12,9 +12,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 ARCHITECTURE = "attribute_probe"
+# Pixels per side at which pictures are read: attributes show at this size, and how sharp a picture is does not.
+SIZE = 64
 # Degrees that one unit of the pose output stands for: keeps the regression in the range of the other losses.
 POSE_UNIT = 20.0
 
@@ -44,14 +47,15 @@ class AttributeProbe(nn.Module):
 
     Args:
         classes: attribute -> the names of its values, e.g. {"glasses": ["glasses", "none", "sunglasses"]}.
-        widths: channels of the stages; the first runs at half the picture's size, each next at half of that.
+        widths: channels of the stages; the first runs at 16 px, each next at half of that.
     """
 
-    def __init__(self, classes: Mapping[str, Sequence[str]], widths: Sequence[int] = (32, 64, 128, 192)) -> None:
+    def __init__(self, classes: Mapping[str, Sequence[str]], widths: Sequence[int] = (64, 128, 256)) -> None:
         super().__init__()
         self.classes = {attribute: list(names) for attribute, names in classes.items()}
         self.widths = list(widths)
-        self.stem = _convolution(3, widths[0], kernel=5, stride=2)
+        # Patches of 4 x 4 pixels as channels: an eighth of the time of convolutions at full size on a CPU.
+        self.stem = nn.Sequential(nn.PixelUnshuffle(4), _convolution(48, widths[0]))
         self.stages = nn.Sequential(*(_Stage(a, b) for a, b in pairwise(widths)))
         # 4 x 4 cells rather than one mean: where the iris or the mouth's corner lies is what tells the attributes.
         self.pool = nn.AdaptiveAvgPool2d(4)
@@ -70,7 +74,8 @@ class AttributeProbe(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Pictures (n, 3, height, width) in [-1, 1] -> logits per attribute (n, classes), pose (n, 3) degrees."""
-        features = self.trunk(self.pool(self.stages(self.stem(images))))  # (n, 256)
+        small = F.adaptive_avg_pool2d(images, SIZE)
+        features = self.trunk(self.pool(self.stages(self.stem(small))))  # (n, 256)
         return {name: head(features) for name, head in self.heads.items()}, self.pose(features) * POSE_UNIT
 
     @torch.no_grad()
@@ -118,7 +123,7 @@ class _Stage(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.down = _convolution(inputs, outputs, kernel=3, stride=2)
+        self.down = _convolution(inputs, outputs, stride=2)
         self.block = nn.Sequential(_convolution(outputs, outputs), _convolution(outputs, outputs))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -126,7 +131,5 @@ class _Stage(nn.Module):
         return features + self.block(features)
 
 
-def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())

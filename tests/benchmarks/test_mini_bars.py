@@ -36,6 +36,9 @@ def test_every_row_of_the_table_is_measured(
     monkeypatch.setattr(MiniDetector, "detect", face_in_the_middle)
     for module in (mini_bars, bars_pictures):
         monkeypatch.setattr(module, "take_photos", noise_photos)
+    monkeypatch.setattr(
+        mini_bars, "training_photos", lambda people, *_, **__: noise_photos(range(people), range(2)).images
+    )
     counts = ["--people", "10", "--images", "2", "--steps", "1", "--training-people", "6", "--per-value", "1"]
     places = ["--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "bars.json")]
     sheet = tmp_path / "sheet.png"
