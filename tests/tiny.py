@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from idgen.models.mini_family import build_scheduler
 
 WORDS = ("photo", "of", "a", "id", "person", "face", "smiling", "man", "woman")
 HIDDEN = 512
@@ -83,12 +85,6 @@ def tiny_vae(latent_channels: int = 8) -> AutoencoderTiny:
     ).eval()
 
 
-def tiny_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False, steps_offset=1
-    )
-
-
 def tiny_components(seed: int = 0, hidden: int = HIDDEN) -> dict[str, Any]:
     """The arguments of a Stable Diffusion pipeline; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
@@ -99,7 +95,7 @@ def tiny_components(seed: int = 0, hidden: int = HIDDEN) -> dict[str, Any]:
             "text_encoder": tiny_text_encoder(tokenizer, hidden),
             "tokenizer": tokenizer,
             "unet": tiny_unet(hidden),
-            "scheduler": tiny_scheduler(),
+            "scheduler": build_scheduler(),
         }
 
 

@@ -66,7 +66,8 @@ def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32, variant: str |
     """
     config = read_config(folder)
     kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+    known = isinstance(kind, type) and issubclass(kind, ModelMixin)
+    if not known:
         raise IdgenError(f"{folder / 'config.json'} names no autoencoder of diffusers: {config.get('_class_name')!r}")
     state = modern_attention_keys(read_weights(folder, [MODEL_FILE], variant))
     with init_empty_weights(include_buffers=False):
