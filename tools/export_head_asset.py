@@ -139,9 +139,12 @@ def named_deltas(
                 macro[label] = delta[used] - delta[eyes].mean(0)
         elif kind.startswith("facial_action"):
             action[name] = delta[used]
-        elif kind == "local_change" and part.split("-")[0] in FACE_PARTS:
-            if not name.startswith(("head-trans", "neck-trans")):
-                local[name] = delta[used]
+        elif (
+            kind == "local_change"
+            and part.split("-")[0] in FACE_PARTS
+            and not name.startswith(("head-trans", "neck-trans"))
+        ):
+            local[name] = delta[used]
     for folder in ("head", "asym"):
         for path in sorted((data / "targets" / folder).glob("*.target.gz")):
             name = path.name.removesuffix(".target.gz")
@@ -180,7 +183,9 @@ def lash_roots(head: torch.Tensor, material: torch.Tensor) -> np.ndarray:
     return roots.numpy()
 
 
-def ambient_occlusion(vertices: np.ndarray, triangles: np.ndarray, directions: int = 192, size: int = 320) -> np.ndarray:
+def ambient_occlusion(
+    vertices: np.ndarray, triangles: np.ndarray, directions: int = 192, size: int = 320
+) -> np.ndarray:
     """The cosine-weighted share of directions in which each vertex sees out, (V,) in [0, 1]."""
     normals = vertex_normals(vertices, triangles)
     generator = np.random.default_rng(1)
