@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from idgen.faces.align_torch import norm_crop_torch
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
 from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet
 from idgen.models.registry import load_recogniser
+from idgen.train.base import load_denoiser
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.pictures import grid, to_float, to_pil
@@ -72,10 +73,8 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         self.prompt = IdentityPrompt.tokenise(self.tokenizer, self.adapter)
         self.scheduler = build_scheduler()
         self.shots = self.data.shots
-        unet, text_encoder = build_unet(), build_text_encoder(self.tokenizer)
-        unet.load_state_dict(UNet2DConditionModel.from_pretrained(config.base / "unet").state_dict())
-        text_encoder.load_state_dict(CLIPTextModel.from_pretrained(config.base / "text_encoder").state_dict())
-        self.module = IdentityDenoiser(unet, text_encoder, self.prompt)
+        self.module = IdentityDenoiser(build_unet(), build_text_encoder(self.tokenizer), self.prompt)
+        load_denoiser(self.module, config.base / "unet", config.base / "text_encoder")
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = rng.choice(len(self.data), self.config.train_batch_size, replace=False)
@@ -133,6 +132,9 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         text_encoder.load_state_dict(self.module.text_encoder.state_dict())
         unet.half().save_pretrained(folder / "arc2face")
         text_encoder.half().save_pretrained(folder / "encoder")
+
+    def load(self, folder: Path) -> None:
+        load_denoiser(self.module, folder / "arc2face", folder / "encoder")
 
 
 class IdentityDenoiser(nn.Module):

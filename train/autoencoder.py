@@ -112,6 +112,9 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
         vae.half().save_pretrained(folder)
 
+    def load(self, folder: Path) -> None:
+        self.module.vae.load_state_dict(AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32).state_dict())
+
 
 class _Reconstruct(nn.Module):
     def __init__(self, vae: AutoencoderTiny, noise: float) -> None:

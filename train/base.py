@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
@@ -82,6 +83,9 @@ class BaseStage(Stage[BaseConfig]):
         unet.load_state_dict(self.module.unet.state_dict())
         save_pipeline(folder, vae, text_encoder, self.tokenizer, unet)
 
+    def load(self, folder: Path) -> None:
+        load_denoiser(self.module, folder / "unet", folder / "text_encoder")
+
     def _tokenise(self, texts: list[str]) -> Tensor:
         return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
@@ -96,6 +100,12 @@ class TextDenoiser(nn.Module):
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         context = self.text_encoder(tokens).last_hidden_state  # (batch, 32, 512)
         return self.unet(noisy, timesteps, context).sample
+
+
+def load_denoiser(module: nn.Module, unet: Path, text_encoder: Path) -> None:
+    """Fills a module with `unet` and `text_encoder` from two folders."""
+    module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32).state_dict())
+    module.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32).state_dict())
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ class TrainConfig(BaseModel):
     checkpoints_total_limit: int = Field(2, ge=1)
     validation_steps: int = Field(500, ge=1)
     log_steps: int = Field(20, ge=1)
+    start_from: Path | None = Field(
+        None, description="finished weights of the same stage to go on from, such as those that ship"
+    )
     resume: bool = Field(True, description="go on from the newest checkpoint in output_dir")
 
 

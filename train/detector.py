@@ -22,6 +22,7 @@ from idgen.data.clutter import Scene, close_up, compose, face_boxes
 from idgen.data.faces import FaceFolder
 from idgen.files import atomic_write
 from idgen.models.mini_detector import STRIDE, MiniDetector
+from idgen.models.registry import load_detector
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.pictures import grid, to_pil
@@ -105,6 +106,9 @@ class DetectorStage(Stage[DetectorConfig]):
             temporary.write_text(json.dumps({"architecture": "mini_detector"}, indent=2) + "\n")
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.module.state_dict().items()}
         save_weights(folder / "model.safetensors", state, {"format": "pt"})
+
+    def load(self, folder: Path) -> None:
+        self.module.load_state_dict(load_detector(folder).state_dict())
 
 
 def _targets(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:

@@ -57,6 +57,10 @@ class Stage(ABC, Generic[Config]):
     def save(self, folder: Path) -> None:
         """Writes the finished weights in the layout in which they ship."""
 
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Takes up weights that `save` wrote."""
+
 
 def run(stage_type: Callable[[Any, torch.device], Stage[Any]], config_type: type[TrainConfig]) -> None:
     """Entry point of every script in this folder: parses the flags, trains, and shows a user's mistake as one line."""
@@ -78,6 +82,8 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     set_seed(config.seed)
     stage = stage_type(config, accelerator.device)
+    if config.start_from:
+        stage.load(config.start_from)
     stage.module.to(accelerator.device, memory_format=torch.channels_last)
     trained = [p for p in stage.module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from idgen.checkpoint import save_weights
 from idgen.data.faces import FaceFolder
 from idgen.files import atomic_write
-from idgen.models.probe import POSE_UNIT, SIZE, AttributeProbe, to_network
+from idgen.models.probe import POSE_UNIT, SIZE, AttributeProbe, load_probe, to_network
 from idgen.synthetic.shots import MIXED
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
@@ -86,6 +86,9 @@ class ProbeStage(Stage[ProbeConfig]):
             temporary.write_text(json.dumps(self.module.config, indent=2) + "\n")
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.module.state_dict().items()}
         save_weights(folder / "model.safetensors", state, {"format": "pt"})
+
+    def load(self, folder: Path) -> None:
+        self.module.load_state_dict(load_probe(str(folder)).state_dict())
 
     def _labels(self, data: FaceFolder) -> dict[str, Tensor]:
         labels = {

@@ -23,7 +23,7 @@ from idgen.faces.align_torch import norm_crop_torch
 from idgen.files import atomic_write
 from idgen.losses.margin import Margin, MarginHead
 from idgen.metrics.verification import tar_at_far, ten_fold_accuracy
-from idgen.models.registry import build_recogniser
+from idgen.models.registry import build_recogniser, load_recogniser
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 
@@ -91,6 +91,9 @@ class RecogniserStage(Stage[RecogniserConfig]):
             temporary.write_text(json.dumps(self.description, indent=2) + "\n")
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.module.network.state_dict().items()}
         save_weights(folder / "model.safetensors", state, {"format": "pt"})
+
+    def load(self, folder: Path) -> None:
+        self.module.network.load_state_dict(load_recogniser(folder).state_dict())
 
     def _load(self, data: FaceFolder, chosen: np.ndarray) -> Batch:
         images = torch.from_numpy(data.images[chosen]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1

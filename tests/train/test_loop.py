@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from idgen.checkpoint import load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.train.checkpoints import load_newest, save_checkpoint
 from idgen.train.config import TrainConfig
@@ -37,7 +38,10 @@ class Line(Stage[TrainConfig]):
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self.module.state_dict(), folder / "line.pt")
+        save_weights(folder / "line.safetensors", self.module.state_dict())
+
+    def load(self, folder: Path) -> None:
+        self.module.load_state_dict(load_weights(folder / "line.safetensors"))
 
 
 class DiesAt(Line):
@@ -93,6 +97,17 @@ def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
     fit(Line, _config(tmp_path))
     fit(Line, _config(tmp_path))
     assert max(_losses(tmp_path)) == 40
+
+
+def test_a_training_can_start_from_finished_weights(tmp_path: Path) -> None:
+    weights = fit(Line, _config(tmp_path / "first", ema_decay=0.0))
+    fit(Line, _config(tmp_path / "second", start_from=weights, max_train_steps=1, learning_rate=1e-12))
+    first, second = (
+        load_newest(tmp_path / "first", torch.device("cpu")),
+        load_newest(tmp_path / "second", torch.device("cpu")),
+    )
+    assert first is not None and second is not None
+    assert torch.allclose(first["model"]["0.weight"], second["model"]["0.weight"], atol=1e-6)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
