@@ -173,6 +173,15 @@ def test_the_old_names_in_stable_diffusions_autoencoder_are_understood(published
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in vae.state_dict().items())
 
 
+def test_a_family_of_weights_names_its_recogniser(root, tmp_path):
+    family = shutil.copytree(root, tmp_path / "family")
+    edit_json(family / "encoder" / "config.json", remove="recogniser")
+    assert load(family).config.recogniser == "arc2face"
+    (family / "recogniser").mkdir()
+    (family / "recogniser" / "config.json").write_text('{"name": "mini"}')
+    assert load(family).config.recogniser == "mini"
+
+
 def test_recogniser_can_be_named(published, tmp_path):
     repository, base = published
     load(repository, base=base, recogniser="mine").save_pretrained(tmp_path / "mine")

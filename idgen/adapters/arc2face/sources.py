@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from idgen.adapters.arc2face.config import Arc2FaceConfig
 from idgen.adapters.arc2face.convert import read_config
 from idgen.errors import IdgenError
-from idgen.weights import find_mini, mini_root
+from idgen.weights import find_mini
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 PIPELINE_CLASS = "Arc2FacePipeline"
@@ -69,13 +69,16 @@ def locate(
         )
     if base is None and index.is_file():
         base = root
-    recogniser = read_config(root / "encoder").get("recogniser")
-    return Source(
-        root / "arc2face",
-        root / "encoder",
-        find_folder(base or DEFAULT_BASE, BASE_FILES, options),
-        recogniser or ("mini" if root.resolve() == mini_root().resolve() else Arc2FaceConfig.recogniser),
-    )
+    base_folder = find_folder(base or DEFAULT_BASE, BASE_FILES, options)
+    return Source(root / "arc2face", root / "encoder", base_folder, _recogniser(root))
+
+
+def _recogniser(root: Path) -> str:
+    """Named by the encoder's config, or by the recogniser in the same family of weights; else the authors' own."""
+    named = read_config(root / "encoder").get("recogniser")
+    if named is None and (root / "recogniser").is_dir():
+        named = read_config(root / "recogniser").get("name")
+    return str(named or Arc2FaceConfig.recogniser)
 
 
 def find_folder(
