@@ -212,4 +212,6 @@ class Arc2FacePipeline(StableDiffusionPipeline):
 def _dtype(options: dict[str, Any], component: str) -> torch.dtype:
     """diffusers' `dtype` (older: `torch_dtype`): one for all, or a dict by component; float32 when not given."""
     dtype: Any = options.get("dtype") or options.get("torch_dtype") or torch.float32
-    return dtype.get(component, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
+    if isinstance(dtype, dict):
+        dtype = dtype.get(component, dtype.get("default", torch.float32))
+    return dtype
