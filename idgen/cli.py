@@ -62,6 +62,10 @@ def _main(argv: list[str]) -> int:
     name = argv[0]
     if name not in command_names():
         raise IdgenError(_unknown(name))
+    if not os.environ.get("IDGEN_DEBUG"):
+        # Their remarks on import (what is deprecated, what else could be installed) tell a user of a command nothing.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     command = import_module(f"idgen.commands.{name}")
     parser = _Parser(prog=f"idgen {name}", description=command.HELP, allow_abbrev=False)
     command.add_arguments(parser)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports torch or huggingface_hub: a test that reaches for the hub must fail at once, not wait.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +14,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: the workers are the 
 
 import pytest
 import torch
+
+from idgen import cli
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tests.renders import Refused
 
 
 def pytest_configure() -> None:
@@ -25,3 +34,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def portrait() -> Image.Image:
+    """A frontal face of 256 px."""
+    from tests.renders import portraits
+
+    return portraits(1)[0]
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
+    """Run a command that must be refused; return the one line that says why."""
+
+    def run(*argv: str | Path) -> str:
+        before = _snapshot(tmp_path)
+        status = cli.main([str(word) for word in argv])
+        out, err = capfd.readouterr()
+        said = [line for line in err.splitlines() if line.startswith("idgen: ")]
+        assert (status, out, len(said)) == (2, "", 1), err
+        assert "Traceback" not in err
+        assert _snapshot(tmp_path) == before, "something was left behind"
+        return said[0]
+
+    return run
+
+
+def _snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
