@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,10 +28,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # O_EXCL and the usual mode: the file gets the permissions that open() would have given it.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = stat.S_IMODE(temporary.stat().st_mode)
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:
         yield temporary
+        temporary.chmod(mode)  # some writers (safetensors') replace the file by one that only its owner may read
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)

@@ -254,7 +254,7 @@ def test_ctrl_c_in_the_middle_leaves_only_whole_files(command: str, tmp_path: Pa
     )
     assert process.stderr
     os.set_blocking(process.stderr.fileno(), False)
-    said, deadline = b"", time.monotonic() + 120
+    said, deadline = b"", time.monotonic() + 300
     while b"%|" not in said and time.monotonic() < deadline:  # the progress bar is up: the work has begun
         said += process.stderr.read() or b""
         time.sleep(0.05)
@@ -262,7 +262,7 @@ def test_ctrl_c_in_the_middle_leaves_only_whole_files(command: str, tmp_path: Pa
     time.sleep(1.0)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group gets it
     os.set_blocking(process.stderr.fileno(), True)
-    output, rest = process.communicate(timeout=60)
+    output, rest = process.communicate(timeout=120)
     said += rest
     assert process.returncode == 130, said.decode()
     assert output == b""

@@ -35,7 +35,8 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_temporary_one(tmp_path: Path
 
 def test_a_file_gets_the_permissions_that_open_would_give_it(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "ours") as temporary:
-        temporary.write_bytes(b"")
+        temporary.unlink()
+        temporary.touch(mode=0o600)  # as a writer does that makes a new file
     (tmp_path / "theirs").write_bytes(b"")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "theirs")}
     assert len(modes) == 1
