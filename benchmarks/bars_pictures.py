@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from benchmarks.generation import generate_from_text
 from benchmarks.photos import Photos, take_photos
-from benchmarks.prompts import TRACKED, choose_prompts, obeyed
-from benchmarks.report import Report, percent
+from benchmarks.prompts import TRACKED, Prompt, choose_prompts, obeyed
+from benchmarks.report import Report
 from idgen.faces import FaceEncoder
 from idgen.metrics import (
     bootstrap_means,
@@ -128,16 +129,11 @@ def add_prompts(
     reading = probe.read(pictures)
     shares = obeyed(prompts, reading)
     guessing = obeyed(prompts[1:] + prompts[:1], reading)
-    people = sorted({prompt.person for prompt in prompts})
-    places = {person: index for index, person in enumerate(people)}
-    shots = range(max(prompt.shot for prompt in prompts) + 1)
-    photos = take_photos(people, shots, cache=cache, workers=workers)
-    truth = torch.stack([photos.images[places[prompt.person], prompt.shot] for prompt in prompts])
+    truth = prompt_photos(prompts, cache, workers)
     ceiling = obeyed(prompts, probe.read(truth))
-    for_all = f"{shares['all']:.3f}"
     report.add(
         f"prompt words obeyed, text-to-face base ({len(prompts)} prompts)",
-        for_all,
+        f"{shares['all']:.3f}",
         "0.75",
         "0.9",
         prompts={"generated": shares, "real_renders": ceiling, "guessing": guessing, "count": len(prompts)},
@@ -146,6 +142,15 @@ def add_prompts(
     report.add("prompt words obeyed, by attribute", parts)
     report.add("the same probe on real renders / on swapped prompts", f"{ceiling['all']:.3f} / {guessing['all']:.3f}")
     return pictures
+
+
+def prompt_photos(prompts: Sequence[Prompt], cache: Path | None = None, workers: int | None = None) -> Tensor:
+    """(prompts, height, width, 3) uint8: the shots that the prompts are captions of."""
+    people = sorted({prompt.person for prompt in prompts})
+    places = {person: index for index, person in enumerate(people)}
+    shots = range(max(prompt.shot for prompt in prompts) + 1)
+    photos = take_photos(people, shots, cache=cache, workers=workers)
+    return torch.stack([photos.images[places[prompt.person], prompt.shot] for prompt in prompts])
 
 
 def add_speed(report: Report, pipe: Arc2FacePipeline, *, steps: int, guidance: float, batch: int = 4) -> None:
@@ -170,11 +175,6 @@ def add_speed(report: Report, pipe: Arc2FacePipeline, *, steps: int, guidance: f
         "1.0 s",
         seconds_per_image={"best": min(times), "all": times, "threads": threads, "device": str(pipe.device)},
     )
-
-
-def detection_rate(encoder: FaceEncoder, images: Tensor) -> str:
-    _, seen = detect_landmarks(encoder, images)
-    return percent(float(seen.double().mean()))
 
 
 def _to_bytes(images: Tensor) -> Tensor:

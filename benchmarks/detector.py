@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     report.add("false detections per scene", f"{false / args.scenes:.3f}", false_per_scene=false / args.scenes)
     report.add("scenes without a face in which one is seen", f"{empty_hits} of {empty}")
-    landmarks, seen = detect_landmarks(encoder, torch.from_numpy(np.ascontiguousarray(data.images)))
+    landmarks, seen = detect_landmarks(encoder, torch.from_numpy(np.array(data.images)))
     alone = [
         match([a], b[None])[0][0] for a, b in zip(landmarks[seen], torch.from_numpy(data.landmarks)[seen], strict=True)
     ]

@@ -22,6 +22,7 @@ from benchmarks.bars_identity import Gallery, add_identity_rows, baseline_table,
 from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, load_arc2face, load_base
 from benchmarks.photos import TEST, VALIDATION, Photos, take_photos, training_photos
+from benchmarks.prompts import choose_prompts
 from benchmarks.report import Report, parser, timed
 from idgen.console import say
 from idgen.devices import resolve_device, resolve_dtype
@@ -49,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         photos = take_photos(people, range(REFERENCES + OTHERS + args.images), cache=args.cache, workers=args.workers)
     standins = photos.shots(slice(REFERENCES + OTHERS, None))
     faces = Faces(device, args.cache)
+    if args.prepare:
+        make_gallery(faces, photos, people, args)
+        bars_pictures.prompt_photos(choose_prompts(first, per_value=args.per_value), args.cache, args.workers)
+        return
     pipe = load_arc2face(device, dtype)
     if {"identity", "diversity", "sharpness"} & set(args.sections):
         with timed("embeddings of real photos"):
@@ -138,6 +143,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--training-people", type=int, default=1800, help="among whom the nearest is sought")
     flags.add_argument("--training-data", type=Path, metavar="DIR", help="their photos, to save rendering them again")
     flags.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    flags.add_argument(
+        "--prepare",
+        action="store_true",
+        help="only fill the cache with real photos and their embeddings; needs no generator",
+    )
     flags.add_argument("--sheet", type=Path, metavar="PNG", help="also save a contact sheet of a dozen people")
     flags.set_defaults(cache=Path("runs/photos"))
     args = flags.parse_args(argv)

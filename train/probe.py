@@ -70,7 +70,7 @@ class ProbeStage(Stage[ProbeConfig]):
 
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
-        reading = self.module.read(torch.from_numpy(np.ascontiguousarray(self.held_out.images)))
+        reading = self.module.read(torch.from_numpy(np.array(self.held_out.images)))
         figures = {}
         for name, probabilities in reading.probabilities.items():
             labels = self.held_out_labels[name]
