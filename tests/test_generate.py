@@ -11,6 +11,7 @@ from PIL import Image
 
 from idgen import provenance
 from idgen.cli import main
+from idgen.commands.demo import EXAMPLE
 from idgen.identity import Identity
 from idgen.provenance import is_marked, save_png
 from tests.tiny_family import tiny_family
@@ -37,10 +38,8 @@ def anna(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    path = tmp_path / "photo.png"
-    Image.effect_noise((128, 128), 90).convert("RGB").save(path)
-    return path
+def photo() -> Path:
+    return EXAMPLE / "reference_1.png"
 
 
 def generate(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:
