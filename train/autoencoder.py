@@ -37,6 +37,7 @@ class AutoencoderConfig(TrainConfig):
     detail_weight: float = Field(4.0, ge=0, description="extra weight of eyes, brows, lips, glasses")
     edge_weight: float = Field(1.0, ge=0)
     perceptual_weight: float = Field(0.1, ge=0)
+    freeze_encoder: bool = Field(False, description="train the decoder alone: models made on the latents stay valid")
     latent_noise: float = Field(
         0.05, ge=0, description="noise on the latents, so that small errors of a UNet do not show"
     )
@@ -49,6 +50,7 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.module = _Reconstruct(build_autoencoder(), config.latent_noise)
+        self.module.vae.encoder.requires_grad_(not config.freeze_encoder)
         self.recogniser = (
             load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
         )
