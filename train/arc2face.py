@@ -27,7 +27,7 @@ from idgen.faces.align_torch import norm_crop_torch
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
 from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet
 from idgen.models.registry import load_recogniser
-from idgen.train.base import load_denoiser
+from idgen.train.base import attend_plainly, load_denoiser
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.pictures import grid, to_float, to_pil
@@ -74,6 +74,7 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         self.scheduler = build_scheduler()
         self.shots = self.data.shots
         self.module = IdentityDenoiser(build_unet(), build_text_encoder(self.tokenizer), self.prompt)
+        attend_plainly(self.module, device)
         load_denoiser(self.module, config.base / "unet", config.base / "text_encoder")
 
     def batch(self, rng: np.random.Generator) -> Batch:

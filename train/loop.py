@@ -91,7 +91,7 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
         config.learning_rate,
         (0.9, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
-        fused=accelerator.device.type == "cuda",
+        fused=True,
     )
     ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     model, optimizer = accelerator.prepare(stage.module, optimizer)

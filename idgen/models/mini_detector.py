@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STRIDE = 8
+MOST = 200  # peaks of one picture that are looked at: an untrained heat map is nothing but peaks
 
 
 class Detections(NamedTuple):
@@ -133,6 +134,7 @@ def decode(heat: Tensor, geometry: Tensor, threshold: float, overlap: float = 0.
     for score, peak, maps in zip(scores, peaks, geometry, strict=True):
         y, x = torch.nonzero(peak & (score > threshold), as_tuple=True)
         values, order = score[y, x].sort(descending=True)
+        values, order = values[:MOST], order[:MOST]
         y, x = y[order], x[order]
         centres = torch.stack([x, y], 1) * STRIDE + (STRIDE - 1) / 2  # (n, 2) px
         raw = maps[:, y, x].T  # (n, 14)
