@@ -36,12 +36,15 @@ def face_boxes(data: FaceFolder) -> np.ndarray:
 
 
 def compose(data: FaceFolder, boxes: np.ndarray, rng: np.random.Generator, size: int = 256) -> Scene:
-    """A scene with no, one or several faces of the folder, the smallest about 16 px wide."""
+    """A scene with no, one or several faces of the folder, from about 16 px wide to filling it: a third are portraits."""
     picture = _clutter(data, rng, size)
     taken: list[tuple[float, float, float]] = []
     found_boxes, found_landmarks = [], []
-    for _ in range(int(rng.choice([0, 1, 2, 3, 5], p=[0.08, 0.5, 0.2, 0.12, 0.1]))):
-        side = float(np.exp(rng.uniform(np.log(28 / 128), np.log(1.6)))) * 128 * size / 256
+    portrait = rng.random() < 0.35
+    for _ in range(1 if portrait else int(rng.choice([0, 1, 2, 3, 5], p=[0.12, 0.4, 0.22, 0.14, 0.12]))):
+        # Of the whole photo, of which the face is about 0.6.
+        low, high = (0.75, 1.35) if portrait else (28 / 256, 0.9)
+        side = size * float(np.exp(rng.uniform(np.log(low), np.log(high))))
         reach = 0.45 * side
         x, y = rng.uniform(0.3 * side, size - 0.3 * side, 2) if side < 1.6 * size else (size / 2, size / 2)
         if any(np.hypot(x - u, y - v) < reach + other for u, v, other in taken):
