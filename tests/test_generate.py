@@ -13,8 +13,9 @@ from idgen import provenance
 from idgen.cli import main
 from idgen.commands.demo import EXAMPLE
 from idgen.identity import Identity
+from idgen.models.mini_detector import MiniDetector
 from idgen.provenance import is_marked, save_png
-from tests.tiny_family import tiny_family
+from tests.tiny_family import face_in_the_middle, tiny_family
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def with_family(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IDGEN_MINI", str(family))
+    monkeypatch.setattr(MiniDetector, "detect", face_in_the_middle)
 
 
 @pytest.fixture
