@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.bars_pictures import add_autoencoder
 from benchmarks.photos import TEST, VALIDATION, take_photos
-from benchmarks.report import Report, parser
+from benchmarks.report import Report, parser, run
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.faces import FaceEncoder
 from idgen.weights import find_mini
@@ -37,4 +37,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.photos import TEST
-from benchmarks.report import Report, parser, percent, timed
+from benchmarks.report import Report, parser, percent, run, timed
 from idgen.data.clutter import compose, face_boxes
 from idgen.data.faces import FaceFolder
 from idgen.devices import resolve_device
@@ -120,4 +120,4 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

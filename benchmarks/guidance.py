@@ -12,7 +12,7 @@ from benchmarks.bars_identity import pooled
 from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, load_arc2face
 from benchmarks.photos import VALIDATION, take_photos
-from benchmarks.report import Report, parser, timed
+from benchmarks.report import Report, parser, run, timed
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.metrics import PhotoStatistics, id_score, pixel_spread, rank_one, sharpness_ratio
 
@@ -58,4 +58,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.faces import Faces
 from benchmarks.photos import VALIDATION, take_photos, training_photos
-from benchmarks.report import Report, parser, timed
+from benchmarks.report import Report, parser, run, timed
 from idgen.devices import resolve_device
 from idgen.metrics import PhotoStatistics, id_score, nearest_people
 from idgen.metrics.statistics import JudgeStatistics
@@ -60,4 +60,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,7 +23,7 @@ from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, load_arc2face, load_base
 from benchmarks.photos import TEST, VALIDATION, Photos, take_photos, training_photos
 from benchmarks.prompts import choose_prompts
-from benchmarks.report import Report, parser, timed
+from benchmarks.report import Report, attempted, parser, run, timed
 from idgen.console import say
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.files import atomic_write
@@ -69,14 +69,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.sheet:
             _save_sheet(args.sheet, photos, one, gallery, faces.embed(one).judge)
         if "diversity" in args.sections:
-            bars_pictures.add_diversity(report, load_probe(device=device), one, standins.images, args.seed)
+            with attempted(report, "diversity over real renders"):
+                bars_pictures.add_diversity(report, load_probe(device=device), one, standins.images, args.seed)
         if "sharpness" in args.sections:
             bars_pictures.add_sharpness(report, faces.mini, one, standins)
     if "autoencoder" in args.sections:
         with timed("autoencoder"):
             bars_pictures.add_autoencoder(report, pipe.vae, faces.judge, standins)
     if "prompts" in args.sections:
-        with timed("prompts"):
+        with attempted(report, "prompt words obeyed"):
             base = load_base(device, dtype)
             prompt_settings = {"per_value": args.per_value, "steps": args.steps, "guidance": args.text_guidance}
             prompt_settings |= {"cache": args.cache, "workers": args.workers}
@@ -157,4 +158,4 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.photos import TEST, VALIDATION, attributes_of, take_photos
-from benchmarks.report import Report, parser, timed
+from benchmarks.report import Report, parser, run, timed
 from idgen.faces import FaceEncoder
 from idgen.metrics import bootstrap_means, rank_one, tar_at_far, ten_fold_accuracy
 from idgen.metrics.embedding import embed_at, embed_faces
@@ -144,4 +144,4 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

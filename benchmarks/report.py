@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from idgen.console import say
+from idgen.errors import IdgenError
 from idgen.files import atomic_write
 
 
@@ -66,6 +68,25 @@ def parser(description: str | None, people: int) -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep rendered photos here between runs")
     parser.add_argument("--workers", type=int, help="rendering processes (default: one per core)")
     return parser
+
+
+@contextmanager
+def attempted(report: Report, what: str) -> Iterator[None]:
+    """Let the other rows be measured where a part of the family is missing: this row then says what is."""
+    try:
+        with timed(what):
+            yield
+    except IdgenError as error:
+        report.add(what, f"not measured: {error}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Entry point of every benchmark: shows a user's mistake as one line."""
+    try:
+        main()
+    except IdgenError as error:
+        say(f"idgen: {error}")
+        sys.exit(2)
 
 
 @contextmanager

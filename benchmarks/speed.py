@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.bars_pictures import add_speed
 from benchmarks.generation import load_arc2face
-from benchmarks.report import Report, parser
+from benchmarks.report import Report, parser, run
 from idgen.devices import resolve_device, resolve_dtype
 
 
@@ -59,4 +59,4 @@ def cold_start(device: str) -> tuple[float, dict[str, object]]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

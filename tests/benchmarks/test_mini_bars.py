@@ -12,10 +12,22 @@ from benchmarks import bars_pictures, mini_bars
 from benchmarks.bars_identity import Gallery, baselines, measure_identity, pooled
 from benchmarks.faces import Vectors
 from benchmarks.photos import Photos
+from benchmarks.report import Report, attempted
+from idgen.errors import IdgenError
 from idgen.models.mini_detector import MiniDetector
 from tests.tiny_family import face_in_the_middle, tiny_family
 
 DIM = 64
+
+
+def test_a_missing_part_of_the_family_leaves_the_other_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("bars")
+    with attempted(report, "prompt words obeyed"):
+        raise IdgenError("the probe is not here")
+    report.add("speed", "1 s")
+    report.publish(None)
+    table = capsys.readouterr().out
+    assert "not measured: the probe is not here" in table and "| speed | 1 s |" in table
 
 
 def noise_photos(people: Sequence[int], shots: Sequence[int], *, variant: int | None = None, **_: Any) -> Photos:
