@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -62,17 +63,14 @@ def _main(argv: list[str]) -> int:
     name = argv[0]
     if name not in command_names():
         raise IdgenError(_unknown(name))
-    if not os.environ.get("IDGEN_DEBUG"):
-        # Their remarks on import (what is deprecated, what else could be installed) tell a user of a command nothing.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    command = import_module(f"idgen.commands.{name}")
-    parser = _Parser(prog=f"idgen {name}", description=command.HELP, allow_abbrev=False)
-    command.add_arguments(parser)
-    _add_common_flags(parser)
-    args = parser.parse_args(argv[1:])
-    with _stdout_to_stderr():
-        result = command.run(args)
+    with _quiet_libraries():
+        command = import_module(f"idgen.commands.{name}")
+        parser = _Parser(prog=f"idgen {name}", description=command.HELP, allow_abbrev=False)
+        command.add_arguments(parser)
+        _add_common_flags(parser)
+        args = parser.parse_args(argv[1:])
+        with _stdout_to_stderr():
+            result = command.run(args)
     if args.json:
         print(json.dumps(_plain(result), allow_nan=False), flush=True)
     return 0
@@ -133,6 +131,19 @@ def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, command_names(), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(command_names())}"
     return f"unknown command {name!r}: {hint}"
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep back what libraries warn of: deprecations and optional packages tell the user of a command nothing."""
+    if os.environ.get("IDGEN_DEBUG"):
+        yield
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager

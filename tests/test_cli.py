@@ -15,7 +15,7 @@ from idgen import cli
 
 GREET = '''
 """A command that does a little of everything."""
-import argparse, os, sys
+import argparse, os, sys, warnings
 from pathlib import Path
 from idgen.errors import IdgenError
 
@@ -27,6 +27,7 @@ def add_arguments(parser):
 def run(args):
     print("chatter of a library")
     os.write(1, b"chatter of a C library\\n")
+    warnings.warn("a library grumbles")
     if args.name == "in-the-middle":
         from idgen.console import progress
         for _ in progress(range(3), desc="greeting"):
@@ -82,6 +83,16 @@ def test_without_json_stdout_is_empty_and_chatter_goes_to_stderr(capfd: pytest.C
     out, err = capfd.readouterr()
     assert out == ""
     assert "chatter of a library" in err and "chatter of a C library" in err
+
+
+def test_warnings_of_libraries_are_for_debugging_only(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["greet", "Ann"]) == 0
+    assert "grumbles" not in capfd.readouterr().err
+    monkeypatch.setenv("IDGEN_DEBUG", "1")
+    with pytest.warns(UserWarning, match="grumbles"):
+        assert cli.main(["greet", "Ann"]) == 0
 
 
 def test_the_common_flags_have_defaults(capfd: pytest.CaptureFixture[str]) -> None:
