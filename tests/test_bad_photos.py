@@ -13,6 +13,18 @@ from PIL import Image
 from idgen import Identity, cli
 from tests.renders import Refused, portraits
 
+SIZE, INSIDE = 384, slice(32, 352)
+WALL = (120, 130, 140)
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A frontal face with some wall around it."""
+    scene = Image.new("RGB", (SIZE, SIZE), WALL)
+    scene.paste(portraits(1)[0], (64, 64))
+    return scene
+
+
 # Photos that only look unusual
 
 
@@ -42,16 +54,16 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def with_alpha(image: Image.Image) -> Image.Image:
     """The face with its surroundings cut out; what is under the transparent pixels is garbage that must not show."""
-    alpha = np.zeros((256, 256), np.uint8)
-    alpha[16:240, 16:240] = 255
+    alpha = np.zeros((SIZE, SIZE), np.uint8)
+    alpha[INSIDE, INSIDE] = 255
     pixels = np.asarray(image).copy()
     pixels[alpha == 0] = (255, 0, 255)
     return Image.fromarray(np.dstack([pixels, alpha]))
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    pixels = np.full((256, 256, 3), 255, np.uint8)
-    pixels[16:240, 16:240] = np.asarray(image)[16:240, 16:240]
+    pixels = np.full((SIZE, SIZE, 3), 255, np.uint8)
+    pixels[INSIDE, INSIDE] = np.asarray(image)[INSIDE, INSIDE]
     return Image.fromarray(pixels)
 
 
@@ -77,14 +89,14 @@ UNUSUAL: dict[str, tuple[Callable[[Image.Image], bytes], Callable[[Image.Image],
 
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_an_unusual_photo_gives_the_identity_of_the_picture_it_shows(
-    name: str, portrait: Image.Image, tmp_path: Path
+    name: str, photo: Image.Image, tmp_path: Path
 ) -> None:
     as_handed_over, as_shown = UNUSUAL[name]
-    (tmp_path / "unusual").write_bytes(as_handed_over(portrait))
-    as_shown(portrait).convert("RGB").save(tmp_path / "plain.png")
+    (tmp_path / "unusual").write_bytes(as_handed_over(photo))
+    as_shown(photo).convert("RGB").save(tmp_path / "plain.png")
     identities = []
-    for photo in ("unusual", "plain.png"):
-        assert cli.main(["embed", str(tmp_path / photo), "-o", str(tmp_path / "person.safetensors")]) == 0
+    for file in ("unusual", "plain.png"):
+        assert cli.main(["embed", str(tmp_path / file), "-o", str(tmp_path / "person.safetensors")]) == 0
         identities.append(Identity.load(tmp_path / "person.safetensors"))
     assert identities[0].similarity(identities[1]).item() > 0.97
 
@@ -99,25 +111,25 @@ def test_no_face(refused: Refused, tmp_path: Path) -> None:
     assert "no face" in line and "sky.png" in line
 
 
-def test_a_face_of_12_px(portrait: Image.Image, refused: Refused, tmp_path: Path) -> None:
-    box = portrait.resize((24, 24), Image.Resampling.LANCZOS)  # the face fills about half of a portrait
-    scene = Image.new("RGB", (256, 256), (120, 130, 140))
-    scene.paste(box, (100, 100))
+def test_a_face_of_12_px(photo: Image.Image, refused: Refused, tmp_path: Path) -> None:
+    scene = Image.new("RGB", (256, 256), WALL)
+    scene.paste(photo.resize((24, 24), Image.Resampling.LANCZOS), (100, 100))  # half of it is face
     scene.save(tmp_path / "crowd.png")
     line = refused("embed", tmp_path / "crowd.png", "-o", tmp_path / "out.safetensors")
     assert "crowd.png" in line and ("too small" in line or "no face" in line)
 
 
 def test_many_faces_give_the_largest_one(tmp_path: Path) -> None:
-    group = Image.new("RGB", (700, 320), (120, 130, 140))
-    faces = portraits(3)
-    for index, (face, size) in enumerate(zip(faces, (160, 256, 160), strict=True)):
-        group.paste(face.resize((size, size)), ((10, 200, 500)[index], 20))
+    group, alone = Image.new("RGB", (768, 384), WALL), Image.new("RGB", (384, 384), WALL)
+    left, middle, right = portraits(3)
+    for face, size, x in ((left, 160, 20), (middle, 256, 240), (right, 160, 560)):
+        group.paste(face.resize((size, size)), (x, 64))
+    alone.paste(middle, (64, 64))
     group.save(tmp_path / "group.png")
-    faces[1].save(tmp_path / "alone.png")
+    alone.save(tmp_path / "alone.png")
     identities = []
-    for photo in ("group.png", "alone.png"):
-        assert cli.main(["embed", str(tmp_path / photo), "-o", str(tmp_path / "person.safetensors")]) == 0
+    for file in ("group.png", "alone.png"):
+        assert cli.main(["embed", str(tmp_path / file), "-o", str(tmp_path / "person.safetensors")]) == 0
         identities.append(Identity.load(tmp_path / "person.safetensors"))
     assert len(identities[0]) == 1
     assert identities[0].similarity(identities[1]).item() > 0.8
