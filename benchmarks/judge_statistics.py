@@ -1,6 +1,6 @@
 """Measure the ends of the id_score scale and write statistics.json beside the judge's weights (`idgen demo` reads it).
 
-    python -m benchmarks.judge_statistics --people 150
+    python -m benchmarks.judge_statistics --people 100
 
 On validation people: nobody whom a recogniser was trained on, nor anybody of the test.
 """
@@ -18,11 +18,11 @@ from idgen.metrics import PhotoStatistics, id_score, nearest_people
 from idgen.metrics.statistics import JudgeStatistics
 from idgen.weights import find_mini
 
-PHOTOS = 8
+PHOTOS = 6
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags = parser(__doc__, people=150)
+    flags = parser(__doc__, people=100)
     flags.add_argument("--training-people", type=int, default=1800, help="among whom the nearest is sought")
     flags.add_argument("--training-data", type=Path, metavar="DIR", help="their photos, to save rendering them again")
     flags.set_defaults(cache=Path("runs/photos"))
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = {"cache": args.cache, "workers": args.workers}
     with timed("photos"):
         photos = take_photos(people, range(PHOTOS), **kept)
-        lookalikes = take_photos(people, range(1, PHOTOS), variant=0, **kept)
+        lookalikes = take_photos(people, range(1, 4), variant=0, **kept)
         population = training_photos(args.training_people, args.training_data, **kept)
     with timed("embeddings"):
         faces = Faces(resolve_device(args.device), args.cache)

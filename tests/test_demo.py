@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from idgen.cli import main
 from idgen.commands.demo import EXAMPLE, example_photos
-from idgen.models.mini_detector import MiniDetector
+from idgen.models.mini_detector import Detections, MiniDetector
 from tests.tiny_family import face_in_the_middle, tiny_family
 
 
@@ -87,6 +88,23 @@ def test_pictures_without_a_face_have_a_similarity_of_nought(
     monkeypatch.setattr(FaceEncoder, "from_pretrained", blind_judge)
     result = demo(capsys, "--out", str(tmp_path))
     assert result["faces_found"] == 0 and result["id_similarity"] == 0
+
+
+@pytest.mark.usefixtures("with_family")
+def test_a_photo_in_which_no_face_is_found_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = np.asarray(example_photos("reference")[1]).tobytes()
+
+    def all_but_one(self: MiniDetector, images: Any, threshold: float = 0.5) -> Any:
+        found = face_in_the_middle(self, images, threshold)
+        none = Detections(torch.zeros(0, 4), torch.zeros(0, 5, 2), torch.zeros(0))
+        return [none if np.asarray(i).tobytes() == hidden else f for i, f in zip(images, found, strict=True)]
+
+    monkeypatch.setattr(MiniDetector, "detect", all_but_one)
+    assert main(["demo", "--steps", "1", "--device", "cpu", "--dtype", "fp32", "--out", str(tmp_path), "-n", "1"]) == 0
+    error = capsys.readouterr().err
+    assert "no face found in 1 of 4" in error and "3 references" in error
 
 
 def test_a_missing_family_is_one_line_and_leaves_nothing_behind(

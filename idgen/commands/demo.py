@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     dtype = resolve_dtype(args.dtype, device)
     references, others = example_photos("reference"), example_photos("other")
     statistics = JudgeStatistics.load(find_mini("judge"))
-    identity = FaceEncoder.from_pretrained("mini", device=device)(references)
+    encoder = FaceEncoder.from_pretrained("mini", device=device)
+    references, others = _with_faces(encoder, references), _with_faces(encoder, others)
+    identity = encoder(references)
     say(f"{len(identity)} references of the example person, {args.images} pictures to make on {device}")
     images, seconds = _generate(args, identity, device, dtype)
     judge = FaceEncoder.from_pretrained("judge", device=device)
@@ -95,6 +97,14 @@ def example_photos(kind: str) -> list[Image.Image]:
     if not paths:
         raise IdgenError(f"no {kind} photos of the example person in {EXAMPLE}: reinstall idgen-diffusion")
     return [load_image(path) for path in paths]
+
+
+def _with_faces(encoder: FaceEncoder, photos: list[Image.Image]) -> list[Image.Image]:
+    """The photos in which the detector finds a face; all of them where it finds none, so that the encoder says so."""
+    found = [photo for photo in photos if encoder.detect(photo)]
+    if len(found) < len(photos):
+        say(f"no face found in {len(photos) - len(found)} of {len(photos)} photos of the example person: left out")
+    return found or photos
 
 
 def _generate(
