@@ -38,7 +38,7 @@ def start_synth(out: Path, *more: str) -> subprocess.Popen:
 
 
 def wait_for_images(process: subprocess.Popen, out: Path, count: int) -> None:
-    give_up = time.monotonic() + 120
+    give_up = time.monotonic() + 300
     while len(list(out.glob("images/*/*.png"))) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < give_up
