@@ -1,8 +1,8 @@
 """Synthetic people: sample a person, sample shots of that person, render them with ground truth.
 
-    person = sample_person(seed=0, person=12)
-    shot = sample_shot(seed=0, person=person, shot=3)
-    batch = Renderer().render([person], [shot], size=128)
+person = sample_person(seed=0, person=12)
+shot = sample_shot(seed=0, person=person, shot=3)
+batch = Renderer().render([person], [shot], size=128)
 """
 
 from idgen.synthetic.attributes import Attributes, attributes

@@ -14,7 +14,9 @@ def attributes(person: Person, shot: Shot) -> Attributes:
     return {
         "gender": "woman" if person.woman else "man",
         "age": "young" if person.age < 0.76 else "middle-aged" if person.age < 0.88 else "elderly",
-        "skin": _word(person.melanin, ((0.13, "very light"), (0.28, "light"), (0.45, "medium"), (0.65, "brown")), "dark"),
+        "skin": _word(
+            person.melanin, ((0.13, "very light"), (0.28, "light"), (0.45, "medium"), (0.65, "brown")), "dark"
+        ),
         "build": _word(person.weight, ((0.25, "thin"), (0.72, "average")), "heavy"),
         "freckles": person.freckles > 0,
         "hair_style": style.hair,

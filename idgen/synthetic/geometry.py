@@ -11,7 +11,7 @@ import numpy as np
 
 from idgen.synthetic.asset import HeadAsset, Material, load_head
 from idgen.synthetic.hair import HAIR_TRIANGLES, hair_field, hair_lift, strands
-from idgen.synthetic.landmarks import landmarks5_of, landmark_vertices
+from idgen.synthetic.landmarks import landmark_vertices, landmarks5_of
 from idgen.synthetic.people import Person
 from idgen.synthetic.shots import Shot
 
@@ -127,7 +127,11 @@ def _surface_attributes() -> np.ndarray:
 
 
 def surface_attributes(head: HeadAsset) -> np.ndarray:
-    """(V, 9): template x, y, z; the masks with the hair field in place of the face; occlusion. For hair: along, across, which strand; direction; 0, 0; occlusion."""
+    """What the shader interpolates, (V, 9): template x, y, z; the five masks; occlusion.
+
+    `build_scene` puts the hair field in place of the mask of the face. Vertices of hair have there: along, across, which
+    strand; direction (3); 0, 0; occlusion.
+    """
     return _surface_attributes()
 
 

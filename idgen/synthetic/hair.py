@@ -64,7 +64,6 @@ def hair_lift(field: np.ndarray, style: Style) -> np.ndarray:
         "curly": 0.14, "afro": 0.30, "ponytail": 0.04, "bun": 0.04,
     }.get(style.hair, 0.07)  # fmt: skip
     thickness *= 0.7 + 0.6 * style.volume if style.hair != "afro" else 0.6 + 0.9 * style.volume
-    _, elevation, _ = _directions()
     rise = _step(-0.01, 0.20, field) * (0.75 + 0.45 * _step(0.2, 1.2, field)) * (1 - _ears())
     return (thickness * rise)[:, None] * _outward()
 
@@ -131,14 +130,15 @@ def _sizes(style: Style, random: np.random.Generator) -> tuple[np.ndarray, np.nd
         "bob": 1.15 + 0.35 * style.length, "long": 2.0 + 0.8 * style.length,
         "long with a fringe": 2.0 + 0.8 * style.length, "ponytail": 0.7, "bun": 0.7,
     }[style.hair]  # fmt: skip
-    half = {"buzz cut": 0.0, "receding": 0.016, "short": 0.028, "afro": 0.05, "curly": 0.045}.get(style.hair, 0.055 if style.hair in LONG else 0.036)
+    usual = 0.055 if style.hair in LONG else 0.036
+    half = {"buzz cut": 0.0, "receding": 0.016, "short": 0.028, "afro": 0.05, "curly": 0.045}.get(style.hair, usual)
     spread = random.uniform(0.75, 1.15, (2, STRANDS, 1)).astype(np.float32)
     return length * spread[0], half * spread[1]
 
 
 def _comb(style: Style, out: np.ndarray, jitter: np.ndarray) -> tuple[np.ndarray, float, float, float, float]:
     """First direction (STRANDS, 3), gravity and ruffle per step, gap to the skull (share of its radius), cling (0 .. 1)."""
-    x, y, z = out.T[..., None]
+    x, _, z = out.T[..., None]
     zero = 0 * x
     side = x - 0.30 * style.part
     side = np.where(side < 0, -1, 1) * (0.5 + 0.5 * np.tanh(6 * np.abs(side)))
@@ -152,7 +152,13 @@ def _comb(style: Style, out: np.ndarray, jitter: np.ndarray) -> tuple[np.ndarray
         return _unit(forward + 0.30 * out + 0.16 * jitter), 0.20, 0.05, 0.05, 0.5
     if name == "side part":
         swept = np.concatenate([1.1 * side, zero + 0.25, zero - 0.20], 1)
-        return _unit(swept * front + (down + 0.4 * swept) * (1 - front) + 0.2 * out + 0.07 * jitter), 0.22, 0.07, 0.03, 0.8
+        return (
+            _unit(swept * front + (down + 0.4 * swept) * (1 - front) + 0.2 * out + 0.07 * jitter),
+            0.22,
+            0.07,
+            0.03,
+            0.8,
+        )
     if name in TIED:
         target = np.array([0, 8.0, -0.35], np.float32) - (HEAD_CENTRE + out)
         return _unit(target + 0.04 * jitter), 0.0, 0.04, 0.01, 1.0
@@ -173,7 +179,12 @@ def _fringe(out: np.ndarray) -> np.ndarray:
 
 
 def _tie(
-    style: Style, line: np.ndarray, growing: np.ndarray, width: np.ndarray, vertices: np.ndarray, random: np.random.Generator
+    style: Style,
+    line: np.ndarray,
+    growing: np.ndarray,
+    width: np.ndarray,
+    vertices: np.ndarray,
+    random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first BALL ribbons become a bun on top of the head or a tail behind it."""
     skull, radii = _skull(vertices)
@@ -184,12 +195,15 @@ def _tie(
         centre = skull + radii * np.array([0.0, 0.95 + 0.15 * high, -0.55 + 0.35 * high])
         tilt = random.uniform(-1.2, 1.2, (BALL, 1))
         angle = turn + along * 2.2
-        ring = 0.30 * np.stack([np.cos(angle) * np.cos(tilt), np.sin(tilt) + 0 * angle, np.sin(angle) * np.cos(tilt)], -1)
+        ring = 0.30 * np.stack(
+            [np.cos(angle) * np.cos(tilt), np.sin(tilt) + 0 * angle, np.sin(angle) * np.cos(tilt)], -1
+        )
         tied = centre + ring
     else:
         start = skull + radii * np.array([0.0, 0.75, -0.85])
         bundle = 0.05 + 0.20 * along * (1.2 - along)
-        drop = np.stack([np.cos(turn) * bundle, 0.25 * np.sin(3 * along) - 1.9 * along**1.3 + 0 * turn, -0.30 * along + np.sin(turn) * bundle], -1)
+        fall = 0.25 * np.sin(3 * along) - 1.9 * along**1.3 + 0 * turn
+        drop = np.stack([np.cos(turn) * bundle, fall, -0.30 * along + np.sin(turn) * bundle], -1)
         # A tail that hangs straight behind is never seen: it comes over one shoulder.
         drop[..., 0] += np.sign(style.part) * 0.75 * np.sin(0.5 * np.pi * along)
         tied = start + drop
@@ -223,7 +237,9 @@ def _ribbons(line: np.ndarray, width: np.ndarray, out: np.ndarray, random: np.ra
     # The two edges lean apart: across its width a ribbon is shaded as something round.
     bend = np.stack([normal - 0.35 * across, normal + 0.35 * across], 2)
     return Strands(
-        points.reshape(-1, 3).astype(np.float32), bend.reshape(-1, 3).astype(np.float32), attributes.reshape(-1, ATTRIBUTES)
+        points.reshape(-1, 3).astype(np.float32),
+        bend.reshape(-1, 3).astype(np.float32),
+        attributes.reshape(-1, ATTRIBUTES),
     )
 
 

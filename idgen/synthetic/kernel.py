@@ -11,12 +11,13 @@ import numba
 import numpy as np
 
 from idgen.synthetic import parameters as P
-from idgen.synthetic.lighting import developed, lit_hair, lit_skin, lit_wet, shadow_edge
-from idgen.synthetic.ops import clamp, colour_at, mix3, scale3, unit3
+from idgen.synthetic.lighting import developed, shadow_edge
+from idgen.synthetic.ops import clamp, colour_at, mix3, scale3, unit3, where
 from idgen.synthetic.shading import surface
 from idgen.synthetic.surfaces import background, glasses_over
 
 CHANNELS = 9
+APART = 0.09  # decimetres: samples of one pixel whose depths differ by more are shaded one by one
 BACKGROUND_CLASS = 0
 GLASSES_CLASS = 11
 _SOURCES = ("kernel", "lighting", "ops", "parameters", "shading", "skin", "surfaces")
@@ -58,7 +59,7 @@ def _make_kernel(fingerprint: str) -> Any:
                         oy, ox = 2 * y + other // 2, 2 * x + other % 2
                         t = seen[oy, ox]
                         same = (materials[t] if t >= 0 else -1) == material
-                        if same and (triangle < 0 or abs(nearest[oy, ox] - here) < 0.09):
+                        if same and (triangle < 0 or abs(nearest[oy, ox] - here) < APART):
                             done |= 1 << other
                             count += 1
                     u, v = (sx + 0.5) / (2 * width), (sy + 0.5) / (2 * height)
@@ -91,7 +92,7 @@ def _make_kernel(fingerprint: str) -> Any:
                         sun = _sun(light, px, py, pz, normal)
                         colour, kind = surface(material, q, volume, a, normal, (px, py, pz), sun)
                     if q[P.GLASSES] > 0:
-                        colour, kind = _with_glasses(q, colour, kind, px, py, pz, 2.6 / width)
+                        colour, kind = with_glasses(q, colour, kind, px, py, pz, 2.6 / width)
                     colour = developed(q, colour)
                     red += count * colour[0]
                     green += count * colour[1]
@@ -124,7 +125,8 @@ def _sun(light: Any, px: Any, py: Any, pz: Any, normal: Any) -> Any:
 
 
 @numba.extending.register_jitable
-def _with_glasses(q: Any, colour: Any, kind: Any, px: Any, py: Any, pz: Any, pixel: Any) -> Any:
+def with_glasses(q: Any, colour: Any, kind: Any, px: Any, py: Any, pz: Any, pixel: Any) -> Any:
+    """What is left of a sample's light and class behind the glasses. pixel: its width, decimetres."""
     r = P.ROTATION
     hx = q[r] * px + q[r + 3] * py + q[r + 6] * pz
     hy = q[r + 1] * px + q[r + 4] * py + q[r + 7] * pz
@@ -136,6 +138,4 @@ def _with_glasses(q: Any, colour: Any, kind: Any, px: Any, py: Any, pz: Any, pix
     colour = mix3(colour, (0.85, 0.9, 0.95), clear * 0.05)
     metal = 0.6 + q[P.FRAME + 4] * 0.8
     colour = mix3(colour, scale3(colour_at(q, P.FRAME_COLOUR), metal), frame)
-    if frame > 0.5 or dark > 0.5:
-        kind = GLASSES_CLASS
-    return colour, kind
+    return colour, where((frame > 0.5) | (dark > 0.5), GLASSES_CLASS, kind)

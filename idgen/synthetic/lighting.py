@@ -18,7 +18,9 @@ def view_direction(q: Any, point: Vector) -> Vector:
 
 
 @register_jitable
-def lit_skin(q: Any, colour: Vector, normal: Vector, point: Vector, open_: Any, sun: Any, skin: Any, lip: Any, oil: Any) -> Vector:
+def lit_skin(
+    q: Any, colour: Vector, normal: Vector, point: Vector, open_: Any, sun: Any, skin: Any, lip: Any, oil: Any
+) -> Vector:
     """Skin and cloth. open_: share of the surroundings seen; sun: share of the key light that arrives; skin: 1, cloth: 0.
 
     Light that enters skin comes out a little further on, red furthest: the edge of the shade is soft and warm.
@@ -40,7 +42,8 @@ def lit_skin(q: Any, colour: Vector, normal: Vector, point: Vector, open_: Any, 
     half = unit3((key[0] + view[0], key[1] + view[1], key[2] + view[2]))
     shine = at_least(dot3(normal, half), 0.0)
     fresnel = power(1 - clamp(dot3(normal, view), 0.0, 1.0), 4.0)
-    gloss = (power(shine, 14.0) * 0.085 + power(shine, 46.0) * 0.075 * (1 + 2.2 * lip)) * oil * skin * sun * clamp(open_, 0.3, 1.0)
+    gloss = power(shine, 14.0) * 0.085 + power(shine, 46.0) * 0.075 * (1 + 2.2 * lip)
+    gloss = gloss * oil * skin * sun * clamp(open_, 0.3, 1.0)
     sheen = fresnel * 0.05 * (0.5 + 0.5 * skin) * open_
     glint = add3(scale3(strength, gloss), scale3(colour_at(q, P.AMBIENT), sheen))
     return add3(times3(colour, light), glint)
@@ -54,7 +57,9 @@ def lit_hair(q: Any, colour: Vector, normal: Vector, along: Vector, point: Vecto
     round_ = sqrt(clamp(1 - t * t, 0.0, 1.0))
     facing = clamp(dot3(normal, key) * 0.75 + 0.32, 0.0, 1.0)
     strength = colour_at(q, P.KEY_COLOUR)
-    light = add3(scale3(strength, round_ * facing * sun * (0.35 + 0.65 * open_)), _soft_light(q, normal, open_ * 0.9, 0.0))
+    light = add3(
+        scale3(strength, round_ * facing * sun * (0.35 + 0.65 * open_)), _soft_light(q, normal, open_ * 0.9, 0.0)
+    )
     half = unit3((key[0] + view[0], key[1] + view[1], key[2] + view[2]))
     h = dot3(along, half)
     first = power(clamp(1 - (h - 0.08) * (h - 0.08), 0.0, 1.0), 70.0)

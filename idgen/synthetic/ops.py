@@ -42,7 +42,10 @@ def floor(x: Any) -> Any:
 
 
 def clamp(x: Any, low: Any, high: Any) -> Any:
-    return torch.clamp(x, low, high)
+    """x between low and high; each may be a number or a tensor."""
+    if not isinstance(x, torch.Tensor):
+        return min(max(x, low), high)
+    return torch.clamp_max(torch.clamp_min(x, low), high)
 
 
 def at_least(x: Any, low: Any) -> Any:
@@ -59,7 +62,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 
 def active(condition: Any) -> bool:
-    """Guards a block that changes nothing where the condition is false: numba skips it, tensors run through it."""
+    """Guards a block that changes (next to) nothing where the condition is false: numba skips it, tensors run it."""
     return True
 
 

@@ -65,7 +65,9 @@ _BEARDS = {
 }
 
 
-def pack(person: Person, shot: Shot, camera: np.ndarray, rotation: np.ndarray, eyes: np.ndarray, frame: np.ndarray) -> np.ndarray:
+def pack(
+    person: Person, shot: Shot, camera: np.ndarray, rotation: np.ndarray, eyes: np.ndarray, frame: np.ndarray
+) -> np.ndarray:
     """One row (COUNT,) float64. camera (3,), rotation (3, 3), eyes (2, 3) template centres, frame (4,) see FRAME_PLACE."""
     style, light = shot.style, shot.light
     beard = np.array(_BEARDS[style.beard]) * [style.beard_density] * 4
@@ -117,5 +119,3 @@ def pack(person: Person, shot: Shot, camera: np.ndarray, rotation: np.ndarray, e
         flat = np.ravel(value)
         row[place : place + len(flat)] = flat
     return row
-
-

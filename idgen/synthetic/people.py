@@ -153,7 +153,9 @@ def generator(stream: str, seed: int, *path: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([_STREAMS[stream], seed, *path])))
 
 
-def pick(random: np.random.Generator, names: dict[str, object] | tuple[str, ...], odds: np.ndarray | list[float]) -> str:
+def pick(
+    random: np.random.Generator, names: dict[str, object] | tuple[str, ...], odds: np.ndarray | list[float]
+) -> str:
     odds = np.asarray(odds, np.float64)
     return list(names)[int(np.searchsorted(np.cumsum(odds) / odds.sum(), random.random(), side="right"))]
 

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from idgen.devices import resolve_device
 from idgen.errors import IdgenError
-from idgen.synthetic import parameters as P
-from idgen.synthetic.asset import Material, load_head
-from idgen.synthetic.geometry import PIVOT, Scene, build_scene, neutral_head, triangles
-from idgen.synthetic.hair import hair_field
+from idgen.synthetic.geometry import triangles
 from idgen.synthetic.kernel import shade_kernel
 from idgen.synthetic.ops import noise_volume
 from idgen.synthetic.people import Person
 from idgen.synthetic.rasteriser import rasterise_numpy
 from idgen.synthetic.shots import Shot
+from idgen.synthetic.tensor_shader import TensorShader
+from idgen.synthetic.view import SHADOW_SIZE, View, one_sided, shadow_casters, view_of
 
-SHADOW_SIZE = 192
-SHADOW_WIDTH = 3.8  # decimetres that the shadow map covers
+ENGINES = ("numba", "torch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +34,31 @@ class RenderBatch:
 
 
 class Renderer:
-    """Renders shots of people. Every picture is computed by itself: a batch has the same bytes as its parts."""
+    """Renders shots of people.
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-        self._volume = noise_volume()
+    device: "cpu", "cuda", "cuda:N" or "auto". engine: "numba" (CPU only, and several times faster there than torch: its
+    default) or "torch" (any device, many pictures at once; the default elsewhere). With numba every picture is computed by
+    itself and a batch has the same bytes as its parts; torch gives the same picture but for last bits.
+    Raises IdgenError for a device that is absent or that the engine can not use.
+    """
+
+    def __init__(self, device: str = "cpu", engine: str | None = None) -> None:
+        self.device = resolve_device(device)
+        self.engine = engine or ("numba" if self.device.type == "cpu" else "torch")
+        if self.engine not in ENGINES:
+            raise IdgenError(f"unknown engine {engine!r}: use {' or '.join(ENGINES)}")
+        if self.engine == "numba" and self.device.type != "cpu":
+            raise IdgenError(f"the numba engine renders on the CPU, not on {device!r}: use the torch engine there")
+        self._shader: NumbaShader | TensorShader
+        self._shader = NumbaShader() if self.engine == "numba" else TensorShader(self.device)
 
     def render(
-        self, people: Sequence[Person], shots: Sequence[Shot], size: int = 128, supersampling: int = 1, shadows: bool = True
+        self,
+        people: Sequence[Person],
+        shots: Sequence[Shot],
+        size: int = 128,
+        supersampling: int = 1,
+        shadows: bool = True,
     ) -> RenderBatch:
         """One picture for each pair of a person and one of that person's shots.
 
@@ -50,35 +66,43 @@ class Renderer:
         Raises IdgenError when the two lists do not fit each other or a number is out of range.
         """
         _check(people, shots, size, supersampling)
-        pictures, masks = [], []
-        scenes = [build_scene(person, shot) for person, shot in zip(people, shots, strict=True)]
-        for person, shot, scene in zip(people, shots, scenes, strict=True):
-            picture, mask = self._picture(person, shot, scene, size, supersampling, shadows)
-            pictures.append(picture)
-            masks.append(mask)
+        views = [view_of(person, shot) for person, shot in zip(people, shots, strict=True)]
+        images, parsing = self._shader(views, size, supersampling, shadows)
         return RenderBatch(
-            images=np.stack(pictures),
-            parsing=np.stack(masks),
-            landmarks5=_pixels(np.stack([s.landmarks5 for s in scenes]), size),
-            landmarks68=_pixels(np.stack([s.landmarks68 for s in scenes]), size),
+            images=images,
+            parsing=parsing,
+            landmarks5=_pixels(np.stack([view.scene.landmarks5 for view in views]), size),
+            landmarks68=_pixels(np.stack([view.scene.landmarks68 for view in views]), size),
             pose=np.array([[s.yaw, s.pitch, s.roll] for s in shots], np.float32),
             expression=np.stack([s.actions for s in shots]),
         )
 
-    def _picture(
-        self, person: Person, shot: Shot, scene: Scene, size: int, supersampling: int, shadows: bool
+
+class NumbaShader:
+    """One picture after the other, one sample after the other, compiled for this CPU."""
+
+    def __init__(self) -> None:
+        self._volume = noise_volume()
+
+    def __call__(
+        self, views: Sequence[View], size: int, supersampling: int, shadows: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        side = size * supersampling
+        """Images (B, size, size, 3) uint8 and parsing classes (B, size, size) uint8."""
+        pictures = [self._picture(view, size, supersampling, shadows) for view in views]
+        images, masks = zip(*pictures, strict=True)
+        return np.stack(images), np.stack(masks)
+
+    def _picture(self, view: View, size: int, supersampling: int, shadows: bool) -> tuple[np.ndarray, np.ndarray]:
+        side, scene = size * supersampling, view.scene
         corners, materials = triangles()
-        attributes = scene.attributes
         xy = (scene.xy * (2 * side) - 0.5).astype(np.float32)
-        seen, nearest = rasterise_numpy(xy, scene.depth, corners, _one_sided(), 2 * side, 2 * side)
+        seen, nearest = rasterise_numpy(xy, scene.depth, corners, one_sided(), 2 * side, 2 * side)
         image = np.empty((side, side, 3))
         parsing = np.empty((side, side), np.uint8)
-        light = _shadow_map(scene, shot.light.key) if shadows else _NO_SHADOWS
+        light = (_shadow_map(view), view.light) if shadows else _NO_SHADOWS
         shade_kernel()(
-            seen, nearest, xy, scene.depth, corners, materials, scene.points, scene.normals, attributes,
-            _parameters(person, shot, scene), self._volume, light, image, parsing,
+            seen, nearest, xy, scene.depth, corners, materials, scene.points, scene.normals, scene.attributes,
+            view.parameters, self._volume, light, image, parsing,
         )  # fmt: skip
         linear = image.reshape(size, supersampling, size, supersampling, 3).mean((1, 3))
         middle = supersampling // 2
@@ -86,6 +110,13 @@ class Renderer:
 
 
 _NO_SHADOWS = (np.zeros((1, 1), np.float32), np.zeros((3, 4)))
+
+
+def _shadow_map(view: View) -> np.ndarray:
+    """How far from the key light the first thing that it meets is: (SHADOW_SIZE, SHADOW_SIZE) float32."""
+    casting = shadow_casters()
+    cull = np.zeros(len(casting), bool)
+    return rasterise_numpy(view.lit_xy, view.lit_depth, casting, cull, SHADOW_SIZE, SHADOW_SIZE)[1]
 
 
 def _check(people: Sequence[Person], shots: Sequence[Shot], size: int, supersampling: int) -> None:
@@ -96,61 +127,6 @@ def _check(people: Sequence[Person], shots: Sequence[Shot], size: int, supersamp
             raise IdgenError(f"shot {shot.number} belongs to person {shot.person}, not to person {person.number}")
     if not 16 <= size <= 1024 or not 1 <= supersampling <= 4:
         raise IdgenError(f"size must be 16 to 1024 and supersampling 1 to 4, not {size} and {supersampling}")
-
-
-def _parameters(person: Person, shot: Shot, scene: Scene) -> np.ndarray:
-    head = load_head()
-    eye = head.vertex_material == Material.EYE
-    x = head.vertices[:, 0]
-    template = np.stack([head.vertices[eye & (x < 0)].mean(0), head.vertices[eye & (x > 0)].mean(0)])
-    bare = neutral_head(person)
-    left, right = bare[eye & (x < 0)].mean(0), bare[eye & (x > 0)].mean(0)
-    bridge = (np.abs(head.vertices[:, 0]) < 0.25) & (head.vertices[:, 1] > 7.12) & (head.vertices[:, 1] < 7.45)
-    temple = (np.abs(head.vertices[:, 1] - 7.3) < 0.12) & (head.vertices[:, 2] > 0.6) & (head.masks[3] < 0.3)
-    skin = head.vertex_material == Material.SKIN
-    frame = np.array(
-        [
-            (right[0] - left[0]) / 2 + 0.015,
-            (right[1] + left[1]) / 2 - PIVOT[1],
-            bare[bridge & skin, 2].max() - PIVOT[2] + 0.045,
-            np.abs(bare[temple & skin, 0]).max() + 0.015,
-        ]
-    )
-    return P.pack(person, shot, scene.camera, scene.head_rotation, template, frame)
-
-
-def _shadow_map(scene: Scene, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the key light sees: depths (S, S) and the (3, 4) map from a point to column, row and depth there."""
-    across = np.cross([0.0, 1.0, 0.0], key)
-    across /= np.linalg.norm(across)
-    up = np.cross(key, across)
-    centre = np.array([0.0, 0.5, 0.1])
-    scale = SHADOW_SIZE / SHADOW_WIDTH
-    rows = np.stack([across * scale, -up * scale, -key])
-    shift = np.array([SHADOW_SIZE / 2, SHADOW_SIZE / 2, 8.0]) - rows @ centre
-    place = np.concatenate([rows, shift[:, None]], 1)
-    flat = (scene.points @ rows.T.astype(np.float32) + shift.astype(np.float32)).astype(np.float32)
-    corners, _ = triangles()
-    casting = corners[_casts_shadow()]
-    _, depths = rasterise_numpy(
-        np.ascontiguousarray(flat[:, :2]),
-        np.ascontiguousarray(flat[:, 2]),
-        casting,
-        np.zeros(len(casting), bool),
-        SHADOW_SIZE,
-        SHADOW_SIZE,
-    )
-    return depths, place
-
-
-def _casts_shadow() -> np.ndarray:
-    _, materials = triangles()
-    return (materials == Material.SKIN) | (materials == Material.HAIR)
-
-
-def _one_sided() -> np.ndarray:
-    _, materials = triangles()
-    return materials == Material.SKIN
 
 
 def _pixels(places: np.ndarray, size: int) -> np.ndarray:

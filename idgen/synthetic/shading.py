@@ -6,9 +6,8 @@ from typing import Any
 
 from numba.extending import register_jitable
 
-from idgen.synthetic import parameters as P
 from idgen.synthetic.lighting import lit_hair, lit_skin, lit_wet
-from idgen.synthetic.ops import absolute, clamp, mix, mix3, step, unit3, where
+from idgen.synthetic.ops import absolute, clamp, step, unit3, where
 from idgen.synthetic.skin import skin_albedo
 from idgen.synthetic.surfaces import eye_albedo, lash_albedo, strand_albedo, teeth_albedo, tongue_albedo
 

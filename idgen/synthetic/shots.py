@@ -19,7 +19,13 @@ EXPRESSIONS: dict[str, dict[str, float]] = {
     "neutral": {},
     "slight smile": {"mouthSmile": 0.45, "cheekSquint": 0.15},
     "smiling": {"mouthSmile": 0.85, "cheekSquint": 0.4, "eyeSquint": 0.15},
-    "smiling with teeth": {"mouthSmile": 0.8, "cheekSquint": 0.35, "mouthUpperUp": 0.45, "mouthLowerDown": 0.3, "jawOpen": 0.06},
+    "smiling with teeth": {
+        "mouthSmile": 0.8,
+        "cheekSquint": 0.35,
+        "mouthUpperUp": 0.45,
+        "mouthLowerDown": 0.3,
+        "jawOpen": 0.06,
+    },
     "laughing": {"mouthSmile": 0.9, "jawOpen": 0.38, "cheekSquint": 0.5, "eyeSquint": 0.35, "mouthUpperUp": 0.4},
     "surprised": {"browInnerUp": 0.9, "browOuterUp": 0.8, "eyeWide": 0.7, "jawOpen": 0.45},
     "angry": {"browDown": 0.9, "eyeSquint": 0.4, "noseSneer": 0.4, "mouthPress": 0.4, "mouthFrown": 0.3},
@@ -106,7 +112,11 @@ def sample_shot(seed: int, person: Person | int, shot: int, *, frontal: bool = F
         roll=float(np.clip(calm * roll, -18, 18)),
         distance=float(8 + 22 * random.random() ** 1.3),
         framing=np.array(
-            [*random.normal(0, [0.014, 0.014]) * calm, 1 + calm * np.clip(random.normal(0, 0.04), -0.1, 0.1), 0.05 * calm * random.normal()]
+            [
+                *random.normal(0, [0.014, 0.014]) * calm,
+                1 + calm * np.clip(random.normal(0, 0.04), -0.1, 0.1),
+                0.05 * calm * random.normal(),
+            ]
         ),
         light=_light(random),
         background=background,
@@ -126,7 +136,9 @@ def _expression(random: np.random.Generator, calm: float) -> tuple[str, np.ndarr
     strength, share = random.uniform(0.75, 1.1), random.uniform(0.3, 0.7)
     mixed = random.random() < 1 / 6
     noise = np.clip(random.normal(0, 0.05, len(names)), 0, 1) * [_twitches(name) for name in names]
-    extra = random.uniform(0, 0.8, len(names)) * (random.random(len(names)) < 0.06) * [_twitches(name) for name in names]
+    extra = (
+        random.uniform(0, 0.8, len(names)) * (random.random(len(names)) < 0.06) * [_twitches(name) for name in names]
+    )
     blink = random.uniform(0, 0.12)
     if calm < 1:
         return "neutral", calm * noise
@@ -170,8 +182,10 @@ def _add_gaze(actions: np.ndarray, gaze: np.ndarray) -> None:
 
 def _light(random: np.random.Generator) -> Light:
     azimuth, elevation = random.uniform(-1.2, 1.2), random.uniform(0.1, 0.9)
-    key = np.array([math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation)])
-    fill = random.normal(0, 1, 3) + [0, 0.3, 0.5]
+    key = np.array(
+        [math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation)]
+    )
+    fill = random.normal(0, 1, 3) + np.array([0, 0.3, 0.5])
     warmth = np.clip(random.normal(0, 0.10), -0.2, 0.25)
     ambient = random.uniform(0.30, 0.60)
     return Light(
@@ -189,7 +203,10 @@ def _background_colours(random: np.random.Generator, background: str) -> np.ndar
     """Three colours: muted, except one time in four; foliage and sky for the outdoors."""
     level = random.uniform(0.12, 0.85)
     vivid = 2.2 if random.random() < 0.25 else 1.0
-    tint, wander = random.normal(0, 0.05 * vivid, 3), random.normal(0, 0.10, (3, 1)) + random.normal(0, 0.04 * vivid, (3, 3))
+    tint, wander = (
+        random.normal(0, 0.05 * vivid, 3),
+        random.normal(0, 0.10, (3, 1)) + random.normal(0, 0.04 * vivid, (3, 3)),
+    )
     colours = level + tint + wander
     if background == "outdoors":
         sky = np.array([0.55, 0.68, 0.85]) + 0.08 * random.normal(size=3)

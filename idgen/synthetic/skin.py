@@ -27,7 +27,6 @@ from idgen.synthetic.ops import (
     sin,
     sqrt,
     step,
-    times3,
     where,
 )
 
@@ -65,8 +64,9 @@ def skin_albedo(q: Any, volume: Any, x: Any, y: Any, z: Any, lips: Any, ears: An
     tint = colour_at(q, P.HAIR)
     colour = mix3(colour, _brow_colour(tint, colour), brow)
     beard = side * 0.0
-    if active((y < 7.1) & (z > 0.4) & (y > 5.9)):
-        beard, stubble = _beard(q, volume, x, side, y, z, (1 - lip) * (1 - within) * (1 - ears))
+    jaws = (y < 7.1) & (z > 0.4) & (y > 5.9)
+    if active(jaws):
+        beard, stubble = _beard(q, volume, x, side, y, z, (1 - lip) * (1 - within) * (1 - ears) * where(jaws, 1.0, 0.0))
         # Even white stubble darkens skin a little: what one sees between the hairs is shade.
         colour = mix3(colour, _no_lighter(scale3(tint, 0.8), scale3(colour, 0.72)), stubble)
         streak = noise(volume, x * 30 + gx, y * 11 + gy, z * 22)
@@ -103,7 +103,9 @@ def _bare_skin(q: Any, side: Any, y: Any, front: Any, broad: Any, blotch: Any, p
 
 
 @register_jitable
-def _marks(q: Any, volume: Any, colour: Any, x: Any, side: Any, y: Any, z: Any, front: Any, broad: Any, pore: Any) -> Any:
+def _marks(
+    q: Any, volume: Any, colour: Any, x: Any, side: Any, y: Any, z: Any, front: Any, broad: Any, pore: Any
+) -> Any:
     """Freckles, moles and the lines of age."""
     gx = q[P.GRAIN]
     if active(q[P.FRECKLES] > 0):

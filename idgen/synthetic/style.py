@@ -94,7 +94,9 @@ def sample_style(random: np.random.Generator, woman: bool, melanin: float, elder
 
 
 def _frame_colour(random: np.random.Generator) -> np.ndarray:
-    palette = np.array([[0.01, 0.01, 0.012], [0.05, 0.02, 0.01], [0.17, 0.165, 0.16], [0.22, 0.13, 0.05], [0.10, 0.01, 0.02]])
+    palette = np.array(
+        [[0.01, 0.01, 0.012], [0.05, 0.02, 0.01], [0.17, 0.165, 0.16], [0.22, 0.13, 0.05], [0.10, 0.01, 0.02]]
+    )
     return palette[int(random.integers(len(palette)))]
 
 

@@ -12,8 +12,8 @@ from numba.extending import register_jitable
 from idgen.synthetic import parameters as P
 from idgen.synthetic.ops import (
     absolute,
-    atan2,
     at_least,
+    atan2,
     bell,
     clamp,
     colour_at,
@@ -46,7 +46,9 @@ def eye_albedo(q: Any, volume: Any, x: Any, y: Any, z: Any) -> Any:
     white = (0.66, 0.62 - 0.10 * veins, 0.59 - 0.12 * veins)
     inner = step(radius * 0.40, radius * 0.62, angle)
     ring = step(radius * 0.78, radius * 1.0, angle)
-    colour = scale3(colour_at(q, P.IRIS), clamp(1 + 0.30 * fibres, 0.4, 1.7) * (1.55 - 0.35 * inner) * (1 - 0.72 * ring))
+    colour = scale3(
+        colour_at(q, P.IRIS), clamp(1 + 0.30 * fibres, 0.4, 1.7) * (1.55 - 0.35 * inner) * (1 - 0.72 * ring)
+    )
     pupil = step(radius * 0.44, radius * 0.36, angle)
     colour = mix3(colour, (0.004, 0.004, 0.004), pupil)
     iris = step(radius * 1.07, radius * 0.95, angle)
@@ -117,9 +119,12 @@ def glasses_over(q: Any, x: Any, y: Any, z: Any, pixel: Any) -> Any:
     px, py = at_least(ex, 0.0), at_least(ey, 0.0)
     distance = sqrt(px * px + py * py + 1e-12) + clamp(larger(ex, ey), -9.0, 0.0) - radius
     rim = step(bar + pixel, bar - pixel * 0.3, absolute(distance))
-    bridge = step(bar + pixel, bar - pixel * 0.3, absolute(hy - 0.045)) * step(half - wide + pixel, half - wide - pixel, side)
+    bridge = step(bar + pixel, bar - pixel * 0.3, absolute(hy - 0.045)) * step(
+        half - wide + pixel, half - wide - pixel, side
+    )
     reach = half + wide
-    hinge = step(bar + pixel, bar - pixel * 0.3, absolute(hy - 0.05)) * step(reach - pixel, reach + pixel, side) * step(arm + pixel, arm - pixel, side)
+    hinge = step(bar + pixel, bar - pixel * 0.3, absolute(hy - 0.05))
+    hinge = hinge * step(reach - pixel, reach + pixel, side) * step(arm + pixel, arm - pixel, side)
     frame = larger(rim, larger(bridge, hinge)) * before
     lens = step(pixel, -pixel, distance) * before
     # The arms run back to the ears in planes beside the temples.
@@ -136,7 +141,11 @@ def glasses_over(q: Any, x: Any, y: Any, z: Any, pixel: Any) -> Any:
 def background(q: Any, volume: Any, u: Any, v: Any) -> Any:
     """What is behind the head at (u, v) in 0 .. 1 from the picture's left and top: always out of focus."""
     kind = q[P.BACKGROUND]
-    a, b, c = colour_at(q, P.BACKGROUND_COLOURS), colour_at(q, P.BACKGROUND_COLOURS + 3), colour_at(q, P.BACKGROUND_COLOURS + 6)
+    a, b, c = (
+        colour_at(q, P.BACKGROUND_COLOURS),
+        colour_at(q, P.BACKGROUND_COLOURS + 3),
+        colour_at(q, P.BACKGROUND_COLOURS + 6),
+    )
     l0, l1, l2, l3 = q[P.LAYOUT], q[P.LAYOUT + 1], q[P.LAYOUT + 2], q[P.LAYOUT + 3]
     soft = noise(volume, u * 3.0 + l0 * 31, v * 3.0 + l1 * 31, u * 0.0 + l2 * 31)
     grain = noise(volume, u * 9.0 + l1 * 31, v * 9.0 + l2 * 31, u * 0.0 + l3 * 31)
@@ -156,7 +165,9 @@ def background(q: Any, volume: Any, u: Any, v: Any) -> Any:
     window = mix3(scale3(a, 0.7), (0.72 + 0.06 * soft, 0.76 + 0.06 * soft, 0.80 + 0.06 * soft), pane * cross)
     horizon = 0.42 + 0.3 * l1 + 0.05 * soft
     leaves = clamp(1 + 0.35 * grain + 0.2 * soft, 0.3, 1.9)
-    outdoors = mix3(scale3(a, 0.85 + 0.25 * (1 - v)), scale3(b, leaves), step(horizon - 0.06, horizon + 0.06, v + 0.05 * grain))
+    outdoors = mix3(
+        scale3(a, 0.85 + 0.25 * (1 - v)), scale3(b, leaves), step(horizon - 0.06, horizon + 0.06, v + 0.05 * grain)
+    )
     outdoors = mix3(outdoors, c, step(0.78 + 0.1 * l2, 0.86 + 0.1 * l2, v))
     block = floor(u * (4 + 3 * l1) + l2 * 7)
     height = 0.25 + 0.4 * absolute(sin(block * 12.9898 + l3 * 40))
