@@ -61,7 +61,7 @@ class MiniDetector(nn.Module):
             x = stage(x)
             levels.append(x)
         features = self.laterals[-1](levels[-1])
-        for lateral, level in zip(reversed(self.laterals[:-1]), reversed(levels[1:-1]), strict=True):  # type: ignore[arg-type]
+        for lateral, level in zip(reversed(self.laterals[:-1]), reversed(levels[1:-1]), strict=True):
             features = F.interpolate(features, scale_factor=2.0, mode="nearest") + lateral(level)
         features = self.smooth(features)
         return self.heat(features), self.geometry(features)
