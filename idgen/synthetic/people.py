@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -153,11 +154,10 @@ def generator(stream: str, seed: int, *path: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([_STREAMS[stream], seed, *path])))
 
 
-def pick(
-    random: np.random.Generator, names: dict[str, object] | tuple[str, ...], odds: np.ndarray | list[float]
-) -> str:
-    odds = np.asarray(odds, np.float64)
-    return list(names)[int(np.searchsorted(np.cumsum(odds) / odds.sum(), random.random(), side="right"))]
+def pick(random: np.random.Generator, names: Iterable[str], odds: np.ndarray | Sequence[float]) -> str:
+    """One of the names; odds are their relative frequencies."""
+    shares = np.asarray(odds, np.float64)
+    return list(names)[int(np.searchsorted(np.cumsum(shares) / shares.sum(), random.random(), side="right"))]
 
 
 def _spread(part: str) -> float:

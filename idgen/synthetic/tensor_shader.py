@@ -86,6 +86,7 @@ class TensorShader:
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Light (N, 3) and parsing classes of N samples of one material at rows and columns of pictures `item`."""
         mine = _PerSample(q, item)
+        point: tuple[Tensor, ...]
         if kind < 0:
             u, v = (column + 0.5) / (2 * side), (row + 0.5) / (2 * side)
             point = ((u - 0.5) * 9, (0.5 - v) * 9, torch.full_like(u, -3.0))
