@@ -47,15 +47,18 @@ class AttributeProbe(nn.Module):
 
     Args:
         classes: attribute -> the names of its values, e.g. {"glasses": ["glasses", "none", "sunglasses"]}.
-        widths: channels of the stages; the first runs at 16 px, each next at half of that.
+        widths: channels of the stages; the first runs at 64 / patch px, each next at half of that.
+        patch: pixels per side that are stacked as channels before the first convolution.
     """
 
-    def __init__(self, classes: Mapping[str, Sequence[str]], widths: Sequence[int] = (64, 128, 256)) -> None:
+    def __init__(
+        self, classes: Mapping[str, Sequence[str]], widths: Sequence[int] = (48, 128, 256), patch: int = 2
+    ) -> None:
         super().__init__()
         self.classes = {attribute: list(names) for attribute, names in classes.items()}
-        self.widths = list(widths)
-        # Patches of 4 x 4 pixels as channels: an eighth of the time of convolutions at full size on a CPU.
-        self.stem = nn.Sequential(nn.PixelUnshuffle(4), _convolution(48, widths[0]))
+        self.widths, self.patch = list(widths), patch
+        # Patches of pixels as channels: a fraction of the time of convolutions at full size on a CPU.
+        self.stem = nn.Sequential(nn.PixelUnshuffle(patch), _convolution(3 * patch**2, widths[0]))
         self.stages = nn.Sequential(*(_Stage(a, b) for a, b in pairwise(widths)))
         # 4 x 4 cells rather than one mean: where the iris or the mouth's corner lies is what tells the attributes.
         self.pool = nn.AdaptiveAvgPool2d(4)
@@ -66,17 +69,20 @@ class AttributeProbe(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """What config.json beside the weights holds; `AttributeProbe.from_config` reads it back."""
-        return {"architecture": ARCHITECTURE, "classes": self.classes, "widths": self.widths}
+        return {"architecture": ARCHITECTURE, "classes": self.classes, "widths": self.widths, "patch": self.patch}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> AttributeProbe:
-        return cls(config["classes"], config["widths"])
+        return cls(config["classes"], config["widths"], config.get("patch", 4))
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Pictures (n, 3, height, width) in [-1, 1] -> logits per attribute (n, classes), pose (n, 3) degrees."""
-        small = F.adaptive_avg_pool2d(images, SIZE)
-        features = self.trunk(self.pool(self.stages(self.stem(small))))  # (n, 256)
+        features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}, self.pose(features) * POSE_UNIT
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the heads read: (n, 3, height, width) in [-1, 1] -> (n, 256)."""
+        return self.trunk(self.pool(self.stages(self.stem(F.adaptive_avg_pool2d(images, SIZE)))))
 
     @torch.no_grad()
     def read(self, images: Tensor, batch: int = 64) -> Reading:
