@@ -13,7 +13,14 @@ from pathlib import Path
 
 LIMIT_FILE, LIMIT_FAMILY = 16_000_000, 90_000_000
 # stage -> folder inside the family; "" spreads the stage's folders at the top
-PLACES = {"recogniser": "recogniser", "judge": "judge", "detector": "detector", "probe": "probe", "base": "", "arc2face": ""}
+PLACES = {
+    "recogniser": "recogniser",
+    "judge": "judge",
+    "detector": "detector",
+    "probe": "probe",
+    "base": "",
+    "arc2face": "",
+}
 # Made by other commands and kept from the family that is replaced.
 KEPT = ("README.md", "judge/statistics.json")
 

@@ -33,6 +33,7 @@ class DetectorConfig(TrainConfig):
 
     data: Path = Field(description="folder of `idgen synth`")
     validation: Path = Field(description="folder of `idgen synth` with other people")
+    close_up_share: float = Field(0.7, ge=0, le=1, description="steps on close-ups, which make the landmarks exact")
 
 
 class DetectorStage(Stage[DetectorConfig]):
@@ -45,7 +46,7 @@ class DetectorStage(Stage[DetectorConfig]):
         self.module = MiniDetector()
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        whole = bool(rng.random() < 0.5)
+        whole = bool(rng.random() >= self.config.close_up_share)
         # Close-ups are a quarter of the area: four times as many for the same time.
         count = max(1, self.config.train_batch_size // (1 if not whole else 4))
         make = compose if whole else close_up
