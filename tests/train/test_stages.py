@@ -75,7 +75,7 @@ def test_detector_loads_and_looks_at_a_picture_of_any_shape(trained: dict[str, P
 def test_base_is_a_stable_diffusion_pipeline_of_plain_diffusers(trained: dict[str, Path]) -> None:
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(trained["base"])
+    pipe = StableDiffusionPipeline.from_pretrained(trained["base"], torch_dtype=torch.float32)
     made = pipe("a smiling woman", num_inference_steps=2, output_type="np").images
     assert made.shape == (1, 128, 128, 3)
 
