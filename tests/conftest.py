@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 # Before anything imports torch or huggingface_hub: a test that reaches for the hub must fail at once, not wait.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Started in the background by a shell, the suite and all its children would be deaf to the Ctrl-C that some tests send.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: the workers are the parallelism
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
+    # Started in the background by a shell, the suite and its children would be deaf to the Ctrl-C that some tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
 
