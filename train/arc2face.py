@@ -76,6 +76,7 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         self.module = IdentityDenoiser(build_unet(), build_text_encoder(self.tokenizer), self.prompt)
         attend_plainly(self.module, device)
         load_denoiser(self.module, config.base / "unet", config.base / "text_encoder")
+        quieten_words(self.module.text_encoder)
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = rng.choice(len(self.data), self.config.train_batch_size, replace=False)
@@ -136,6 +137,7 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
 
     def load(self, folder: Path) -> None:
         load_denoiser(self.module, folder / "arc2face", folder / "encoder")
+        quieten_words(self.module.text_encoder)
 
 
 class IdentityDenoiser(nn.Module):
@@ -150,6 +152,19 @@ class IdentityDenoiser(nn.Module):
         empty = null_prompt_embeds(self.text_encoder, self.prompt, noisy.device).to(context.dtype)
         context = torch.where(dropped[:, None, None], empty, context)
         return self.unet(noisy, timesteps, context).sample
+
+
+def quieten_words(text_encoder: CLIPTextModel, size: float = 0.01) -> None:
+    """Scales word and position embeddings to CLIP's own size and keeps them there.
+
+    A unit face embedding has a root mean square of 0.044. In CLIP that towers over the words; in an encoder trained from
+    scratch the positions grow past it, and the face drowns in its own place in the prompt.
+    """
+    embeddings = text_encoder.embeddings
+    for table in (embeddings.token_embedding.weight, embeddings.position_embedding.weight):
+        with torch.no_grad():
+            table.mul_(size / table.pow(2).mean().sqrt())
+        table.requires_grad_(False)
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
