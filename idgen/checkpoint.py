@@ -1,12 +1,14 @@
 """The only place that opens a weights file: safetensors, pickles and ONNX in, safetensors out.
 
 A pickle can run any code when it is opened, so pickles pass through torch's restricted unpickler only, which knows
-tensors and plain containers and nothing else. Whatever comes out is finite: a NaN in the weights turns up here,
+tensors and plain containers and, where weights are read, the options (`argparse.Namespace`) that some authors saved
+beside them, and nothing else. Whatever comes out is finite: a NaN in the weights turns up here,
 with the tensor's name, and not as a black picture an hour later.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -14,9 +16,10 @@ import os
 import pickle
 import pickletools
 import struct
+import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +36,21 @@ ONNX_SUFFIXES = (".onnx",)
 # Under these keys training code puts the weights when it saves other things (epoch, optimiser) beside them.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "params_ema", "params")
 
+# pSp and e4e save the options of their training, a Namespace of plain values, beside the weights.
+HARMLESS = (argparse.Namespace,)
+# torch's allow-list belongs to the process: two threads that change it at once would leave it changed.
+_ALLOWING = threading.Lock()
+
+# Weights files nest their dicts two or three deep.
+DEEPEST = 32
+
 
 def load_weights(path: str | os.PathLike[str], *, allow_non_finite: bool = False) -> dict[str, torch.Tensor]:
     """Every tensor of a weights file by name, on the CPU, in the dtype it was stored in.
 
     Nested dicts become dotted names (`{"image_proj": {"w": t}}` -> `image_proj.w`); a container such as
-    `{"state_dict": ..., "epoch": 3}` is unwrapped. For `.onnx` the initialisers are returned (`load_onnx` has the graph).
+    `{"state_dict": ..., "epoch": 3}` is unwrapped, and a tensor beside it (e4e's `latent_avg`) keeps its name.
+    For `.onnx` the initialisers are returned (`load_onnx` has the graph).
 
     Args:
         path: a `.safetensors`, `.bin`, `.pth`, `.pt`, `.ckpt` or `.onnx` file.
@@ -52,9 +64,7 @@ def load_weights(path: str | os.PathLike[str], *, allow_non_finite: bool = False
     if path.suffix in SAFETENSORS_SUFFIXES:
         tensors = _load_safetensors(path)
     elif path.suffix in PICKLE_SUFFIXES:
-        tensors = _flatten(_unwrap(_load_pickle(path)))
-        if not tensors:
-            raise IdgenError(f"{path} holds no tensors: is it a weights file?")
+        tensors = _tensors_of(_load_pickle(path, allowed=HARMLESS), path)
     elif path.suffix in ONNX_SUFFIXES:
         tensors = load_onnx(path).tensors
     else:
@@ -235,9 +245,10 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise _broken(path, "safetensors", error) from error
 
 
-def _load_pickle(path: Path, device: str | torch.device = "cpu") -> Any:
+def _load_pickle(path: Path, device: str | torch.device = "cpu", allowed: Sequence[type] = ()) -> Any:
+    """What torch's restricted unpickler makes of a file; `allowed` are classes it may meet besides its own."""
     try:
-        with warnings.catch_warnings():
+        with _ALLOWING, torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # unusual pickle protocols: what matters is an error anyway
             return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -265,25 +276,45 @@ def _names_code(path: Path, refusal: str) -> bool:
     return False
 
 
-def _unwrap(content: Any) -> Any:
-    """The dict of weights inside `{"state_dict": weights, "epoch": ...}`, however deep."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    return content
+def _tensors_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The weights in what a pickle held, by dotted name; its numbers, texts and options (an epoch, a Namespace) are left out."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in _walk(content, path):
+        if name in tensors:
+            raise IdgenError(f"{path} holds two tensors of the name {name!r}: ask its author for a safetensors file")
+        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            raise IdgenError(f"{path}: tensor {name!r} is not a plain tensor: ask its author for a safetensors file")
+        # One stored number can pose as any number of them (stride 0), and would fill the memory when it is first used.
+        if tensor.nbytes > path.stat().st_size:
+            raise IdgenError(f"{path}: tensor {name!r} claims to be larger than the file: these weights are broken")
+        tensors[name] = tensor.detach()
+    if not tensors:
+        raise IdgenError(f"{path} holds no tensors: is it a weights file?")
+    return tensors
 
 
-def _flatten(content: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Tensors of nested dicts by dotted name; numbers and texts beside them (an epoch, a config) are left out."""
-    if isinstance(content, torch.Tensor):
-        return {prefix.removesuffix("."): content.detach()}
-    flat: dict[str, torch.Tensor] = {}
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            flat |= _flatten(value, f"{prefix}{key}.")
-    return flat
+def _walk(content: Any, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of nested dicts. A container's own name goes, and with it the dicts beside it (an optimiser)."""
+    todo: list[tuple[tuple[str, ...], Any, bool]] = [((), content, True)]
+    met: set[int] = set()
+    while todo:
+        name, item, unwrap = todo.pop()
+        if isinstance(item, torch.Tensor):
+            yield ".".join(name), item
+        if not isinstance(item, Mapping):
+            continue
+        # A hostile file nests a dict in itself, twice in each of thirty others, or thousands deep.
+        if id(item) in met or len(name) > DEEPEST:
+            raise IdgenError(f"{path} nests its dicts in themselves or too deep: these are no weights")
+        met.add(id(item))
+        container = next((key for key in CONTAINERS if isinstance(item.get(key), Mapping)), None) if unwrap else None
+        for key, value in reversed(list(item.items())):
+            if container is None:
+                todo.append(((*name, str(key)), value, False))
+            elif key == container:
+                todo.append((name, value, True))
+            elif isinstance(value, torch.Tensor):
+                todo.append(((*name, str(key)), value, False))
 
 
 def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -1,6 +1,7 @@
 """Opening and writing weights files."""
 
 import pickle
+from argparse import Namespace
 
 import onnx
 import pytest
@@ -63,6 +64,26 @@ def test_pickled_weights_are_unwrapped_from_their_containers(tmp_path, suffix, l
     loaded = load_weights(path)
     assert set(loaded) == set(WEIGHTS)
     assert torch.equal(loaded["conv.weight"], WEIGHTS["conv.weight"])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_psp_and_e4e_save_loads_without_their_options(tmp_path, legacy):
+    path = tmp_path / "e4e_ffhq_encode.pt"
+    options = Namespace(exp_dir="runs/e4e", lr=1e-4, start_from_latent_avg=True, layers=[1, 2], device=None)
+    content = {"state_dict": WEIGHTS, "latent_avg": torch.ones(18, 512), "opts": options}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    loaded = load_weights(path)
+    assert list(loaded) == [*WEIGHTS, "latent_avg"]
+    assert torch.equal(loaded["latent_avg"], content["latent_avg"])
+    assert Namespace not in torch.serialization.get_safe_globals(), "allowed beyond the load"
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "twice.pt"
+    torch.save({"state_dict": {"latent_avg": torch.ones(2)}, "latent_avg": torch.zeros(2)}, path)
+    with pytest.raises(IdgenError) as error:
+        load_weights(path)
+    assert_one_line(error, "two tensors", "latent_avg")
 
 
 def test_nested_dicts_become_dotted_names(tmp_path):
