@@ -66,7 +66,9 @@ class Golden:
         spec = self.meta["weights"]
         made: dict[str, np.ndarray] = {}
         for key, shape, dtype in spec["keys"]:
-            made[key] = self._weight(key, shape, made).astype(dtype).reshape(shape)
+            made[key] = np.asarray(self._weight(key, shape, made), dtype).reshape(
+                shape
+            )  # numpy turns a gate () into a scalar
         return {
             key.removeprefix(prefix): torch.from_numpy(value) for key, value in made.items() if key.startswith(prefix)
         }

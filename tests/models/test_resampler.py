@@ -67,9 +67,9 @@ def test_other_weights_are_refused_by_the_name_of_what_is_missing():
     state = Resampler(**SIZES).state_dict()
     for key in ("latents", "proj_in.weight", "layers.0.0.to_q.weight"):
         with pytest.raises(IdgenError, match=f"a file: the tensor '{key}' is missing"):
-            Resampler.sizes({name: value for name, value in state.items() if name != key}, "a file")
+            Resampler.sizes({name: value for name, value in state.items() if name != key}, "a file", 16)
     with pytest.raises(IdgenError, match=r"'latents' has the shape \[5, 24\], expected 3"):
-        Resampler.sizes(state | {"latents": state["latents"][0]}, "a file")
+        Resampler.sizes(state | {"latents": state["latents"][0]}, "a file", 16)
     with pytest.raises(IdgenError, match="48 wide is not made of heads 64 wide"):
         Resampler.sizes(state, "a file")
 
