@@ -66,9 +66,8 @@ class Golden:
         spec = self.meta["weights"]
         made: dict[str, np.ndarray] = {}
         for key, shape, dtype in spec["keys"]:
-            made[key] = np.asarray(self._weight(key, shape, made), dtype).reshape(
-                shape
-            )  # numpy turns a gate () into a scalar
+            value = np.asarray(self._weight(key, shape, made))  # of a tensor without axes numpy makes a scalar
+            made[key] = value.astype(dtype).reshape(shape)
         return {
             key.removeprefix(prefix): torch.from_numpy(value) for key, value in made.items() if key.startswith(prefix)
         }
