@@ -8,41 +8,45 @@ with the tensor's name, and not as a black picture an hour later.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import hashlib
 import json
 import os
-import pickle
-import pickletools
-import struct
-import threading
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from idgen._formats import (
+    OnnxGraph,
+    OnnxNode,
+    broken,
+    check_file,
+    pickled_tensors,
+    read_onnx,
+    read_pickle,
+    read_safetensors,
+)
 from idgen.errors import IdgenError
+from idgen.families import require_family, text_width
 from idgen.files import atomic_write
+
+__all__ = [
+    "OnnxGraph",
+    "OnnxNode",
+    "load_metadata",
+    "load_onnx",
+    "load_strict",
+    "load_training_state",
+    "load_weights",
+    "save_training_state",
+    "save_weights",
+    "sha256",
+]
 
 SAFETENSORS_SUFFIXES = (".safetensors",)
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 ONNX_SUFFIXES = (".onnx",)
-
-# Under these keys training code puts the weights when it saves other things (epoch, optimiser) beside them.
-CONTAINERS = ("state_dict", "model_state_dict", "model", "params_ema", "params")
-
-# pSp and e4e save the options of their training, a Namespace of plain values, beside the weights.
-HARMLESS = (argparse.Namespace,)
-# torch's allow-list belongs to the process: two threads that change it at once would leave it changed.
-_ALLOWING = threading.Lock()
-
-# Weights files nest their dicts two or three deep.
-DEEPEST = 32
 
 
 def load_weights(path: str | os.PathLike[str], *, allow_non_finite: bool = False) -> dict[str, torch.Tensor]:
@@ -62,14 +66,16 @@ def load_weights(path: str | os.PathLike[str], *, allow_non_finite: bool = False
     """
     path = _existing_file(path)
     if path.suffix in SAFETENSORS_SUFFIXES:
-        tensors = _load_safetensors(path)
+        tensors = read_safetensors(path)
     elif path.suffix in PICKLE_SUFFIXES:
-        tensors = _tensors_of(_load_pickle(path, allowed=HARMLESS), path)
+        tensors = pickled_tensors(path)
     elif path.suffix in ONNX_SUFFIXES:
-        tensors = load_onnx(path).tensors
+        tensors = read_onnx(path).tensors
     else:
         known = ", ".join(SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES + ONNX_SUFFIXES)
         raise IdgenError(f"{path}: unknown kind of weights file {path.suffix!r}: use one of {known}")
+    if not tensors:
+        raise IdgenError(f"{path} holds no tensors: is it a weights file?")
     if not allow_non_finite:
         _refuse_non_finite(tensors, path)
     return tensors
@@ -84,7 +90,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise _broken(path, "safetensors", error) from error
+        raise broken(path, "safetensors", error) from error
 
 
 def save_weights(
@@ -119,9 +125,13 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], what
         what: names the weights in the error, for example `"IResNet-50 from backbone.pth"`.
 
     Raises:
-        IdgenError: lists the first ten missing, unexpected and misshapen keys, and how many there are.
+        IdgenError: they were made for another base model; or lists the first ten missing, unexpected and misshapen keys,
+            and how many there are.
     """
     own = module.state_dict()
+    width = text_width(own)
+    if width is not None:
+        require_family(state, width, what)
     # A step counter that BatchNorm keeps for training: older files and ONNX exports lack it, and no output depends on it.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
@@ -152,7 +162,7 @@ def load_training_state(path: str | os.PathLike[str], device: str | torch.device
     Raises:
         IdgenError: the file is missing, damaged, or holds more than tensors and plain containers.
     """
-    return _load_pickle(_existing_file(path), device)
+    return read_pickle(_existing_file(path), device)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -164,169 +174,32 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class OnnxNode:
-    """One operation of an ONNX graph: what it is, the names it reads and writes, its numeric attributes."""
-
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class OnnxGraph:
-    """An ONNX file as data: operations in execution order, constants as tensors, names of inputs and outputs."""
-
-    nodes: tuple[OnnxNode, ...]
-    tensors: dict[str, torch.Tensor]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
 def load_onnx(path: str | os.PathLike[str]) -> OnnxGraph:
     """Read an ONNX file's graph and constants; nothing in it is executed.
 
     Raises:
         IdgenError: the file is missing, truncated or not ONNX.
     """
-    path = _existing_file(path)
-    import onnx
-    from onnx import numpy_helper
-
-    def tensor(proto: Any) -> torch.Tensor:
-        return torch.from_numpy(numpy_helper.to_array(proto).copy())
-
-    try:
-        graph = onnx.load(str(path)).graph
-        tensors = {item.name: tensor(item) for item in graph.initializer}
-        nodes = []
-        for node in graph.node:
-            values = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-            if node.op_type == "Constant" and "value" in values:
-                tensors[node.output[0]] = tensor(values["value"])
-            else:
-                nodes.append(OnnxNode(node.op_type, tuple(node.input), tuple(node.output), values))
-    except Exception as error:  # protobuf, onnx's checker and numpy each raise their own kinds
-        raise _broken(path, "ONNX", error) from error
-    if not nodes:
-        raise IdgenError(f"{path} is not an ONNX model, or is damaged: its graph is empty; fetch it again")
-    names = tuple(item.name for item in graph.input if item.name not in tensors)
-    return OnnxGraph(tuple(nodes), tensors, names, tuple(item.name for item in graph.output))
+    return read_onnx(_existing_file(path))
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise IdgenError(f"{path} is a folder: name the weights file in it")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except FileNotFoundError:
-        raise IdgenError(f"no such weights file: {path}") from None
-    except OSError as error:
-        raise IdgenError(f"cannot read {path}: {error.strerror}") from error
-    if not head:
-        raise IdgenError(f"{path} is empty (0 bytes): fetch it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise IdgenError(f"{path} is a git-lfs pointer, not the weights: fetch them with `git lfs pull`")
-    if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        raise IdgenError(f"{path} is a web page, not weights: the download went wrong; fetch it again")
+    check_file(path)
     return path
-
-
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise _broken(path, "safetensors", error) from error
-
-
-def _load_pickle(path: Path, device: str | torch.device = "cpu", allowed: Sequence[type] = ()) -> Any:
-    """What torch's restricted unpickler makes of a file; `allowed` are classes it may meet besides its own."""
-    try:
-        with _ALLOWING, torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # unusual pickle protocols: what matters is an error anyway
-            return torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if _names_code(path, str(error)):
-            raise IdgenError(
-                f"{path} holds more than tensors and opening it would run code: idgen never does that;"
-                " ask its author for a safetensors file"
-            ) from error
-        raise _broken(path, "PyTorch", error) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _broken(path, "PyTorch", error) from error
-    except (zipfile.BadZipFile, struct.error, UnicodeDecodeError) as error:
-        raise _broken(path, "PyTorch", error) from error
-
-
-def _names_code(path: Path, refusal: str) -> bool:
-    """Whether torch's restricted unpickler refused a file because it names functions or classes, not because it is broken."""
-    if "Unsupported global" in refusal or "Unsupported class" in refusal or "Trying to" in refusal:
-        return True
-    # Newer pickle protocols name functions in a way that torch rejects unread: look without running anything.
-    with open(path, "rb") as file, contextlib.suppress(Exception):
-        if file.read(1) == pickle.PROTO:
-            file.seek(0)
-            return any(opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") for opcode, _, _ in pickletools.genops(file))
-    return False
-
-
-def _tensors_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The weights in what a pickle held, by dotted name; its numbers, texts and options (an epoch, a Namespace) are left out."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in _walk(content, path):
-        if name in tensors:
-            raise IdgenError(f"{path} holds two tensors of the name {name!r}: ask its author for a safetensors file")
-        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
-            raise IdgenError(f"{path}: tensor {name!r} is not a plain tensor: ask its author for a safetensors file")
-        # One stored number can pose as any number of them (stride 0), and would fill the memory when it is first used.
-        if tensor.nbytes > path.stat().st_size:
-            raise IdgenError(f"{path}: tensor {name!r} claims to be larger than the file: these weights are broken")
-        tensors[name] = tensor.detach()
-    if not tensors:
-        raise IdgenError(f"{path} holds no tensors: is it a weights file?")
-    return tensors
-
-
-def _walk(content: Any, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of nested dicts. A container's own name goes, and with it the dicts beside it (an optimiser)."""
-    todo: list[tuple[tuple[str, ...], Any, bool]] = [((), content, True)]
-    met: set[int] = set()
-    while todo:
-        name, item, unwrap = todo.pop()
-        if isinstance(item, torch.Tensor):
-            yield ".".join(name), item
-        if not isinstance(item, Mapping):
-            continue
-        # A hostile file nests a dict in itself, twice in each of thirty others, or thousands deep.
-        if id(item) in met or len(name) > DEEPEST:
-            raise IdgenError(f"{path} nests its dicts in themselves or too deep: these are no weights")
-        met.add(id(item))
-        container = next((key for key in CONTAINERS if isinstance(item.get(key), Mapping)), None) if unwrap else None
-        for key, value in reversed(list(item.items())):
-            if container is None:
-                todo.append(((*name, str(key)), value, False))
-            elif key == container:
-                todo.append((name, value, True))
-            elif isinstance(value, torch.Tensor):
-                todo.append(((*name, str(key)), value, False))
 
 
 def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
-        # float8 has no isfinite kernel
-        values = tensor.float() if tensor.element_size() == 1 else tensor
+        try:
+            # float8 has no isfinite kernel
+            values = tensor.float() if tensor.element_size() == 1 else tensor
+        except NotImplementedError:  # packed 4-bit floats
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise IdgenError(
+                f"{path}: tensor {name!r} is {kind}, which can not be checked: use float8 or wider"
+            ) from None
         if not torch.isfinite(values).all():
             raise IdgenError(f"{path}: tensor {name!r} holds NaN or infinity: these weights are broken")
-
-
-def _broken(path: Path, kind: str, error: Exception) -> IdgenError:
-    reason = " ".join(str(error).split())[:120]
-    return IdgenError(f"{path} is truncated, damaged or not a {kind} file ({reason}): fetch it again")
