@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
 from idgen.adapters.arc2face.config import Arc2FaceConfig
 from idgen.adapters.arc2face.convert import read_config
 from idgen.errors import IdgenError
+from idgen.hub import fetch_folder, is_hub_id
 from idgen.weights import find_mini
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -22,7 +19,6 @@ PIPELINE_CLASS = "Arc2FacePipeline"
 
 MODEL_FILES = ("*.json", "arc2face/*", "encoder/*", "unet/*", "text_encoder/*", "vae/*", "tokenizer/*", "scheduler/*")
 BASE_FILES = ("model_index.json", "vae/*.json", "vae/*.safetensors", "tokenizer/*", "scheduler/*")
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def locate(
     """Find every folder of a model; what is on the hub is fetched into its cache.
 
     Args:
-        name: `"mini"`, a folder, or a hub id.
+        name: `"mini"`, a folder, or a hub id, which `owner/name@revision` pins.
         base: hub id or folder of Stable Diffusion for the published layout, which lacks the parts that were not finetuned.
         options: `revision` (of `name`), `cache_dir`, `token`, `local_files_only`, `force_download` for the hub.
     Raises:
@@ -90,16 +86,8 @@ def find_folder(
         return folder
     if folder.exists():
         raise IdgenError(f"{folder} is a file: pass the folder that holds the model")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is None:
+    if not is_hub_id(str(name)):
         raise IdgenError(
             f"no such folder: {folder} (a model is 'mini', a folder, or a hub id such as FoivosPar/Arc2Face)"
         )
-    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=list(files), revision=revision, **hub))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        include = " ".join(f"--include '{pattern}'" for pattern in files)
-        raise IdgenError(
-            f"{name} is neither a folder nor in the hub's cache, and could not be fetched ({type(error).__name__});"
-            f" with a network run: hf download {name} {include}"
-        ) from error
+    return fetch_folder(str(name), files, revision, options)
