@@ -1,8 +1,10 @@
 """Trains Arc2Face on the mini family: `accelerate launch train/arc2face.py --config configs/mini/arc2face.yaml`.
 
-Arc2Face (Papantoniou et al., ECCV 2024, arXiv 2403.11641; github.com/foivospar/Arc2Face): UNet and text encoder start
-from the text-to-face model, and the prompt's "id" token becomes the face embedding of *other* photos of the person, so
-that nothing but the identity can be copied. Towards the end an identity loss at low noise (the "timestep-scaled identity
+Arc2Face (Papantoniou et al., ECCV 2024, arXiv 2403.11641; github.com/foivospar/Arc2Face): the UNet starts from the
+text-to-face model, and the prompt's "id" token becomes the face embedding of *other* photos of the person, so that
+nothing but the identity can be copied. The text encoder starts fresh: the authors' is CLIP's, to which faces are as good as
+words, while that of a small text-to-face model had learned to answer nearly the same to all of them. Towards the end an
+identity loss at low noise (the "timestep-scaled identity
 loss" of ReF-LDM, arXiv 2412.05043, in its simplest form) sharpens what the recogniser sees.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ from idgen.faces.align_torch import norm_crop_torch
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
 from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet
 from idgen.models.registry import load_recogniser
-from idgen.train.base import attend_plainly, load_denoiser
+from idgen.train.base import attend_plainly, denoiser_groups, load_denoiser, load_unet
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.pictures import grid, to_float, to_pil
@@ -44,6 +47,7 @@ class Arc2FaceTrainConfig(TrainConfig):
     single_reference_share: float = Field(
         0.6, ge=0, le=1, description="the other samples see the mean of 2 to 4 photos"
     )
+    text_encoder_rate: float = Field(0.2, gt=0, le=1, description="its share of the learning rate")
     condition_dropout: float = Field(0.1, ge=0, le=1)
     identity_weight: float = Field(0.5, ge=0)
     identity_start: float = Field(
@@ -75,7 +79,7 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         self.shots = self.data.shots
         self.module = IdentityDenoiser(build_unet(), build_text_encoder(self.tokenizer), self.prompt)
         attend_plainly(self.module, device)
-        load_denoiser(self.module, config.base / "unet", config.base / "text_encoder")
+        load_unet(self.module, config.base / "unet")
         quieten_words(self.module.text_encoder)
 
     def batch(self, rng: np.random.Generator) -> Batch:
@@ -114,6 +118,9 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         made = self.recogniser(norm_crop_torch(pictures, batch["landmarks"][chosen])).float()
         distance = 1 - F.cosine_similarity(made, batch["targets"][chosen])
         return distance.sum() / max(1, len(chosen))
+
+    def groups(self) -> list[dict[str, Any]]:
+        return denoiser_groups(self.module, self.config.text_encoder_rate)
 
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:

@@ -7,6 +7,7 @@ for one sample in ten so that guidance works.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ class BaseConfig(TrainConfig):
     data: Path = Field(description="folder of `idgen synth`")
     validation: Path = Field(description="folder of `idgen synth` with other people: their captions make the grids")
     vae: Path = Field(description="folder of the autoencoder")
+    unet: Path | None = Field(None, description="folder of a UNet to start from beside a fresh text encoder")
+    text_encoder_rate: float = Field(0.2, gt=0, le=1, description="its share of the learning rate")
     proportion_empty_prompts: float = Field(0.1, ge=0, le=1)
     guidance_scale: float = Field(3.0, ge=0, description="of the grids")
 
@@ -60,6 +63,8 @@ class BaseStage(Stage[BaseConfig]):
         self.scheduler = build_scheduler()
         self.module = TextDenoiser(build_unet(), build_text_encoder(self.tokenizer))
         attend_plainly(self.module, device)
+        if config.unet:
+            load_unet(self.module, config.unet)
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = rng.choice(len(self.latents), self.config.train_batch_size, replace=False)
@@ -77,6 +82,9 @@ class BaseStage(Stage[BaseConfig]):
         empty = self.module.text_encoder(self.empty.to(self.device)).last_hidden_state
         pictures = sample(self.module.unet, self.vae, self.scheduler, context, empty, self.config.guidance_scale)
         return {"pixel_std": float(pictures.float().std(0).mean())}, grid(to_pil(pictures), 8)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return denoiser_groups(self.module, self.config.text_encoder_rate)
 
     def save(self, folder: Path) -> None:
         vae = AutoencoderTiny.from_pretrained(self.config.vae)
@@ -104,6 +112,19 @@ class TextDenoiser(nn.Module):
         return self.unet(noisy, timesteps, context).sample
 
 
+def denoiser_groups(module: nn.Module, text_encoder_rate: float) -> list[dict[str, Any]]:
+    """A UNet at the full learning rate and its text encoder at a share of it.
+
+    At the full rate an encoder that starts from nothing soon answers every prompt with nearly the same: the UNet first learns
+    what all pictures share, and that reaches the encoder as one common push.
+    """
+    slow, fast = module.text_encoder.parameters(), module.unet.parameters()
+    return [
+        {"params": [p for p in fast if p.requires_grad], "rate": 1.0},
+        {"params": [p for p in slow if p.requires_grad], "rate": text_encoder_rate},
+    ]
+
+
 def attend_plainly(module: nn.Module, device: torch.device) -> None:
     """On a CPU the fused attention's backward pass alone takes a third of a step at these sizes: use the plain one."""
     if device.type == "cpu":
@@ -111,9 +132,14 @@ def attend_plainly(module: nn.Module, device: torch.device) -> None:
         module.text_encoder.set_attn_implementation("eager")
 
 
+def load_unet(module: nn.Module, folder: Path) -> None:
+    """Fills `module.unet` from a folder."""
+    module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).state_dict())
+
+
 def load_denoiser(module: nn.Module, unet: Path, text_encoder: Path) -> None:
     """Fills a module with `unet` and `text_encoder` from two folders."""
-    module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32).state_dict())
+    load_unet(module, unet)
     module.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32).state_dict())
 
 

@@ -53,6 +53,10 @@ class Stage(ABC, Generic[Config]):
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
         """Figures on held-out people and a picture to look at, by the averaged weights."""
 
+    def groups(self) -> list[dict[str, Any]]:
+        """The trained parameters as the optimiser's groups; `rate` multiplies the learning rate."""
+        return [{"params": [p for p in self.module.parameters() if p.requires_grad], "rate": 1.0}]
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the finished weights in the layout in which they ship."""
@@ -87,7 +91,7 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
     stage.module.to(accelerator.device, memory_format=torch.channels_last)
     trained = [p for p in stage.module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained,
+        stage.groups(),
         config.learning_rate,
         (0.9, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
@@ -113,7 +117,7 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
     while progress < 1:
         rate = config.learning_rate * _rate(config, step, progress)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         rng = np.random.default_rng((config.seed, step, accelerator.process_index))
         torch.manual_seed(int(rng.integers(2**62)))
         stage.module.train()

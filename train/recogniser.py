@@ -39,6 +39,9 @@ class RecogniserConfig(TrainConfig):
     margin: float = 0.4
     scale: float = 32.0
     photos_per_person: int = Field(2, ge=1, description="photos of one person in a batch")
+    augmentation: float = Field(
+        1.0, ge=0, description="strength of colour changes; 0.3 of the crops have a part covered at 1"
+    )
 
 
 class RecogniserStage(Stage[RecogniserConfig]):
@@ -64,7 +67,8 @@ class RecogniserStage(Stage[RecogniserConfig]):
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             crops = norm_crop_torch(batch["images"], jitter_landmarks(batch["landmarks"]))
-            crops = erase(photometric(crops)).contiguous(memory_format=torch.channels_last)
+            strength = self.config.augmentation
+            crops = erase(photometric(crops, strength), 0.3 * strength).contiguous(memory_format=torch.channels_last)
         # The margin grows over the first third: from a random start the full one does not converge.
         return model(crops, batch["people"], min(1.0, 3 * progress))
 
