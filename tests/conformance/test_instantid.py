@@ -1,9 +1,11 @@
 """InstantID against the original, through the published container ip-adapter.bin."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from idgen.adapters.instantid.keypoints import draw_keypoints
 from idgen.checkpoint import load_strict, load_weights
 from idgen.models.published import part
 from idgen.models.resampler import Resampler
@@ -33,3 +35,14 @@ def test_face_tokens_equal_the_original(folder, tmp_path):
         }
     golden.check(results)
     assert (results["unit_norm_input"] - results["single"]).abs().max() > 1e-2, "raw and unit embeddings must differ"
+
+
+@pytest.mark.parametrize("folder", goldens("instantid_keypoints_image"), ids=lambda folder: folder.name)
+def test_keypoints_picture_equals_the_original(folder):
+    golden = Golden(folder)
+    inputs = golden.inputs()
+    results = {}
+    for index, size in enumerate(golden.config["size_wh"]):
+        picture = draw_keypoints(inputs[f"kps.{index}"].numpy(), tuple(size))
+        results[f"image.{index}"] = torch.from_numpy(np.array(picture))
+    golden.check(results)
