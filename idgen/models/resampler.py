@@ -153,15 +153,21 @@ class PerceiverAttention(nn.Module):
 def perceiver_sizes(state: State, what: str, dim_head: int) -> dict[str, int]:
     """The arguments of the `FaceResampler` that published weights belong to; see `Resampler.sizes`."""
     dim, embedding_dim = shape(state, "proj_in.weight", 2, what)
-    inner = shape(state, "layers.0.0.to_q.weight", 2, what)[0]
-    if inner % dim_head:
-        raise IdgenError(f"{what}: attention {inner} wide is not made of heads {dim_head} wide")
     return {
         "dim": dim,
         "depth": depth(state, "layers."),
-        "dim_head": dim_head,
-        "heads": inner // dim_head,
         "embedding_dim": embedding_dim,
         "output_dim": shape(state, "proj_out.weight", 2, what)[0],
+    } | perceiver_layer_sizes(state, what, dim_head)
+
+
+def perceiver_layer_sizes(state: State, what: str, dim_head: int) -> dict[str, int]:
+    """`dim_head`, `heads` and `ff_mult` of the perceiver layers `layers.*`; see `Resampler.sizes`."""
+    inner, dim = shape(state, "layers.0.0.to_q.weight", 2, what)
+    if inner % dim_head:
+        raise IdgenError(f"{what}: attention {inner} wide is not made of heads {dim_head} wide")
+    return {
+        "dim_head": dim_head,
+        "heads": inner // dim_head,
         "ff_mult": shape(state, "layers.0.1.1.weight", 2, what)[0] // dim,
     }
