@@ -4,8 +4,8 @@ Arc2Face (Papantoniou et al., ECCV 2024, arXiv 2403.11641; github.com/foivospar/
 text-to-face model, and the prompt's "id" token becomes the face embedding of *other* photos of the person, so that
 nothing but the identity can be copied. The text encoder starts fresh: the authors' is CLIP's, to which faces are as good as
 words, while that of a small text-to-face model had learned to answer nearly the same to all of them. Towards the end an
-identity loss at low noise (the "timestep-scaled identity
-loss" of ReF-LDM, arXiv 2412.05043, in its simplest form) sharpens what the recogniser sees.
+identity loss at low noise (the "timestep-scaled identity loss" of ReF-LDM, arXiv 2412.05043, in its simplest form)
+sharpens what the recogniser sees.
 """
 
 from __future__ import annotations

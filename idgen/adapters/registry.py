@@ -16,6 +16,9 @@ from idgen.errors import IdgenError
 FOLDERS: dict[str, str] = {
     "arc2face": "idgen.adapters.arc2face",
     "ip_faceid": "idgen.adapters.ip_faceid",
+    "pulid": "idgen.adapters.pulid",
+    "pva": "idgen.adapters.pva",
+    "wplus": "idgen.adapters.wplus",
 }
 
 

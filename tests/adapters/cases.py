@@ -14,7 +14,10 @@ from diffusers import UNet2DConditionModel
 
 from idgen.adapters.base import Adapter, AdapterConfig
 from idgen.adapters.ip_faceid import FaceIDConfig
+from idgen.adapters.pulid import PuLIDConfig
+from idgen.adapters.pva import PVAConfig
 from idgen.adapters.registry import adapter_class
+from idgen.adapters.wplus import WPlusConfig
 from idgen.identity import Identity
 from tests.adapters.bases import WIDTH
 
@@ -29,6 +32,7 @@ class Case:
         person: makes one person from a seed, in a form that the method takes.
         inputs: makes the further inputs of `condition` for some people.
         bases: the shapes of UNets that the method has.
+        elsewhere: parameters that act outside of the UNet, where these tests do not look.
     """
 
     method: str
@@ -36,6 +40,7 @@ class Case:
     person: Callable[[int], Any]
     inputs: Callable[[int], dict[str, Any]] = field(default=lambda people: {})
     bases: tuple[str, ...] = ("sd15", "sdxl")
+    elsewhere: tuple[str, ...] = ()
 
     def build(self, unet: UNet2DConditionModel, seed: int = 0) -> Adapter:
         """The adapter with random weights, all of which matter: what a method begins at zero is random too."""
@@ -57,10 +62,28 @@ def identity(recogniser: str, references: int = 2) -> Callable[[int], Identity]:
     return person
 
 
+def random_tensor(*shape: int) -> Callable[[int], torch.Tensor]:
+    """People who are a tensor: tokens, codes."""
+
+    def person(seed: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(1000 + seed))
+
+    return person
+
+
 CASES = [
     Case(
         "ip_faceid",
         FaceIDConfig(projection={"cross_attention_dim": WIDTH, "num_tokens": 4}, rank=2),
         identity("w600k_r50"),
     ),
+    Case("pulid", PuLIDConfig(cross_attention_dim=WIDTH), random_tensor(10, WIDTH), bases=("sdxl",)),
+    Case(
+        "pva",
+        PVAConfig(out_dim=WIDTH, num_layer=1),
+        identity("ms1mv3_r50"),
+        bases=("sd2-inpaint",),
+        elsewhere=("modifier",),
+    ),
+    Case("wplus", WPlusConfig(cross_attention_dim=WIDTH), random_tensor(18, 512), bases=("sd15",)),
 ]

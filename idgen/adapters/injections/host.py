@@ -194,14 +194,14 @@ def _attend_all(
     one and blended with it.
     """
     together = [entry for entry in entries if not _needs_blending(entry)]
-    out = _attend(attn, hidden, context, mask, [active for entry in together for active in entry])
+    out = attend(attn, hidden, context, mask, [active for entry in together for active in entry])
     apart = [entry for entry in entries if _needs_blending(entry)]
     if apart:
-        plain = _attend(attn, hidden, context, mask, [])
+        plain = attend(attn, hidden, context, mask, [])
         for entry in apart:
             joint = next((active for active in entry if isinstance(active.part, JointPart)), None)
             unmasked = [Active(active.part, active.scale, None) for active in entry]
-            change = _attend(attn, hidden, context, mask, unmasked) - plain
+            change = attend(attn, hidden, context, mask, unmasked) - plain
             out = out + _masked(change if joint is None else joint.scale * change, entry[0].mask)
     return out
 
@@ -216,7 +216,7 @@ def _needs_blending(entry: list[Active]) -> bool:
     return False
 
 
-def _attend(
+def attend(
     attn: Attention, hidden: Tensor, context: Tensor | None, mask: Tensor | None, actives: list[Active]
 ) -> Tensor:
     """diffusers' AttnProcessor2_0 for the attention of a transformer block, with parts."""
@@ -232,7 +232,7 @@ def _attend(
                 result = result + delta
         return result
 
-    rows, tokens = hidden.shape[:2]
+    rows = len(hidden)
     source = hidden if context is None else context
     flat = project("q", attn.to_q, hidden)
     key, value = project("k", attn.to_k, source), project("v", attn.to_v, source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ class LowRank(nn.Module):
         self.down: Any = nn.ModuleDict({name: nn.Linear(width, rank, bias=False) for name, width in widths.items()})
         self.up: Any = nn.ModuleDict({name: nn.Linear(rank, layer.hidden, bias=False) for name in widths})
         for module in self.up.values():
-            nn.init.zeros_(module.weight)  # a fresh adapter begins as no change
+            nn.init.zeros_(cast(nn.Linear, module).weight)  # a fresh adapter begins as no change
 
     def weights(self) -> dict[Projection, tuple[Tensor, Tensor]]:
         """By projection: (rank, in) and (out, rank)."""
