@@ -1,0 +1,67 @@
+"""W+ Adapter against the original: its projection, its losses and its edit directions."""
+
+import pytest
+import torch
+
+from idgen.adapters.wplus.directions import load_ganspace
+from idgen.adapters.wplus.mapping import WPlusProjector
+from idgen.checkpoint import load_strict, load_weights
+from idgen.losses.wplus import outside_face, wild_losses
+from idgen.models.published import part
+from tests.conformance.golden import Golden, goldens
+
+
+@pytest.mark.parametrize("folder", goldens("wplus_mapping"), ids=lambda folder: folder.name)
+def test_tokens_equal_the_original(folder, tmp_path):
+    golden = Golden(folder)
+    w = golden.inputs()["w"]
+    path = tmp_path / "wplus_adapter.bin"
+    torch.save({"w_proj": golden.weights(), "wplus_adapter": {"1.to_q_wplus.weight": torch.ones(2, 2)}}, path)
+
+    state = part(load_weights(path), "w_proj.")
+    sizes = WPlusProjector.sizes(state, "wplus_adapter.bin", style_dim=w.shape[2])
+    assert sizes["cross_attention_dim"] == golden.config["cross_attention_dim"]
+    projector = WPlusProjector(**sizes)
+    load_strict(projector, state, "wplus_adapter.bin")
+
+    with torch.no_grad():
+        results = {"tokens": projector(w), "uncond_tokens": projector(torch.zeros_like(w))}
+    golden.check(results)
+    assert torch.equal(results["uncond_tokens"], state["norm.bias"].expand_as(results["uncond_tokens"]))
+
+
+@pytest.mark.parametrize("folder", goldens("wplus_losses_directions"), ids=lambda folder: folder.name)
+def test_losses_and_directions_equal_the_original(folder, tmp_path):
+    golden = Golden(folder)
+    config, inputs = golden.config, golden.inputs()
+    small = inputs["wild_mask_8x8"]
+    masks = small.repeat_interleave(512 // small.shape[2], 2).repeat_interleave(512 // small.shape[3], 3)
+    losses = wild_losses(
+        inputs["noise_pred"],
+        inputs["noise"],
+        perturbed=inputs["noise_pred_augmentation"],
+        plain=inputs["noise_pred_now"],
+        face_masks=masks,
+        disentangle=config["lambda_disen"],
+        preserve=config["lambda_preserve"],
+    )
+
+    pca = {"comp": inputs["pca.comp"] * 512**-0.5, "mean": inputs["pca.mean"], "std": inputs["pca.std"]}
+    torch.save(pca, tmp_path / "ffhq_pca.pt")
+    start, end = config["layers"]
+    direction = load_ganspace(tmp_path / "ffhq_pca.pt", config["pca_index"], (start, end))
+    w = inputs["latent18"][None]
+    delta = direction.delta(w, config["strength"])[0]
+
+    golden.check(
+        {
+            "loss_rec": losses.reconstruction,
+            "loss_disen": losses.disentanglement,
+            "loss_preserve": losses.preservation,
+            "loss": losses.total,
+            "mask_region": outside_face(masks, inputs["noise"].shape[-2:]),
+            "ganspace_delta": delta[start : start + 1],
+            "ganspace_direction": delta,
+        }
+    )
+    assert torch.equal(direction.apply(w, config["strength"])[0], w[0] + delta)
