@@ -22,6 +22,8 @@ from idgen.errors import IdgenError
 from idgen.version import __version__
 
 COMMANDS = Path(__file__).parent / "commands"
+# The order in which --help lists them, from the first that one tries; others follow by name.
+ORDER = ("demo", "embed", "generate", "restore", "inpaint", "evaluate", "synth", "convert", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_names() -> list[str]:
-    """The sub-commands: the modules in idgen/commands."""
-    return sorted(path.stem for path in COMMANDS.glob("*.py") if not path.stem.startswith("_"))
+    """The sub-commands, the modules in idgen/commands, in the order of `ORDER`."""
+    names = sorted(path.stem for path in COMMANDS.glob("*.py") if not path.stem.startswith("_"))
+    return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 def _main(argv: list[str]) -> int:

@@ -219,6 +219,21 @@ def test_strict_loading_lists_ten_keys_of_each_kind_and_the_count():
     assert "other.9" in str(error.value) and "other.10" not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["attn2.to_k.weight", "1.to_k_ip.weight", "1.id_to_k.weight", "1.to_k_wplus.weight"])
+def test_weights_of_another_base_are_refused_in_words(key):
+    module = torch.nn.Module()
+    *parents, attribute = key.removesuffix(".weight").split(".")
+    inner = module
+    for name in parents:
+        inner.add_module(name, torch.nn.Module())
+        inner = getattr(inner, name)
+    inner.add_module(attribute, torch.nn.Linear(768, 4, bias=False))
+    with pytest.raises(IdgenError) as error:
+        load_strict(module, {key: torch.ones(4, 2048)}, "adapter.bin")
+    assert_one_line(error, "adapter.bin: made for SDXL", "the model is Stable Diffusion 1.5")
+    load_strict(module, {key: torch.ones(4, 768)}, "adapter.bin")
+
+
 def test_strict_loading_accepts_exact_weights_and_forgives_the_batch_counter():
     module, source = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
     torch.nn.init.normal_(source.weight)

@@ -163,6 +163,14 @@ def test_the_overview_lists_every_command_without_importing_any(
     assert "idgen.commands.greet" not in sys.modules
 
 
+def test_the_overview_begins_with_what_one_tries_first(capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("doctor", "convert", "demo"):
+        (cli.COMMANDS / f"{name}.py").write_text('HELP = "does something"\n')
+    assert cli.command_names() == ["demo", "convert", "doctor", "broken", "greet"]
+    listed = [line.split()[0] for line in run(capfd, "--help")[1].splitlines() if line.startswith("  ")]
+    assert listed == cli.command_names()
+
+
 def test_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(capfd, "--version")[:2] == (0, f"idgen {idgen.__version__}\n")
 
