@@ -93,13 +93,9 @@ class Adapter(nn.Module, ABC):
         return tuple(torch.zeros_like(one[:1]) for one in inputs)
 
     @classmethod
-    def convert(
-        cls, tensors: Mapping[str, Tensor], layers: Sequence[AttentionLayer], **options: Any
-    ) -> tuple[AdapterConfig, dict[str, Tensor]]:
-        """A published file's tensors -> our config and state dict, strictly.
+    def convert(cls, *args: Any, **kwargs: Any) -> tuple[AdapterConfig, dict[str, Tensor]]:
+        """`convert(tensors, layers, source=name, ...)`: a published file's tensors -> our config and state dict, strictly.
 
-        Args:
-            options: `source`, the file's name, and what else the method cannot read off the weights.
         Raises:
             IdgenError: a key that is missing or unknown, or a file of another method or base.
         """
