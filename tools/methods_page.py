@@ -9,10 +9,10 @@ from idgen.adapters.registry import method, methods
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 HEAD = """# Methods
 
-Made from the registry by `python tools/methods_page.py`. "Verified" says what is compared with the original implementation, run with
-the same weights; the weights themselves were not at hand where this was built.
+Made from the registry by `python tools/methods_page.py`. "Verified" says what is compared with the original implementation, run
+with the same weights; the published weights themselves were not at hand where this was built.
 
-| method | name | base | takes | norm | ways in | published files | verified | licence of the weights | paper |
+| method | name | base | takes | norm | ways in | files | verified | licence of the weights | paper |
 |---|---|---|---|---|---|---|---|---|---|
 """
 

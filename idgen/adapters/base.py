@@ -227,7 +227,9 @@ class Adapter(nn.Module, ABC):
             state = dict(tensors)
         else:
             layers = attention_layers(unet)
-            config, state = cls.convert(tensors, layers, source=Path(path).name, **options)
+            # A file that `idgen convert` rewrote remembers the name that told variants of a method apart.
+            source = metadata.get("source", Path(path).name)
+            config, state = cls.convert(tensors, layers, source=source, **options)
         adapter = cls(config, layers)
         load_strict(adapter, state, f"{cls.method} adapter from {path}")
         return adapter.to(device=unet.device, dtype=dtype or unet.dtype).eval()

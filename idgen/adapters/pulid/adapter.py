@@ -91,11 +91,12 @@ class PuLIDAdapter(Adapter):
     def parts(self, tokens: Tensor) -> dict[str, list[Part]]:
         """Attention over the tokens, and zeros, at every cross-attention."""
         config: PuLIDConfig = self.config
-        return {
-            layer.name: [DecoupledPart(*self.kv[str(layer.index)](tokens), combine=config.combine, zeros=config.zeros)]
-            for layer in self.layers
-            if layer.cross
-        }
+        made: dict[str, list[Part]] = {}
+        for layer in self.layers:
+            if layer.cross:
+                key, value = self.kv[str(layer.index)](tokens)
+                made[layer.name] = [DecoupledPart(key, value, combine=config.combine, zeros=config.zeros)]
+        return made
 
     @classmethod
     def convert(

@@ -79,13 +79,12 @@ class PVAAdapter(Adapter):
         """Keys in the softmax of every cross-attention."""
         tokens, shown = tokens[..., :-1], tokens[..., -1]
         bias = torch.zeros_like(shown).masked_fill(shown == 0, float("-inf")).detach() if (shown == 0).any() else None
-        return {
-            layer.name: [
-                JointPart(*self.kv[str(layer.index)](tokens), query=self.query[str(layer.index)].weight, bias=bias)
-            ]
-            for layer in self.layers
-            if layer.cross
-        }
+        made: dict[str, list[Part]] = {}
+        for layer in self.layers:
+            if layer.cross:
+                key, value = self.kv[str(layer.index)](tokens)
+                made[layer.name] = [JointPart(key, value, query=self.query[str(layer.index)].weight, bias=bias)]
+        return made
 
     @classmethod
     def convert(
@@ -106,4 +105,6 @@ class PVAAdapter(Adapter):
                 names[f"{published}q.weight"] = f"query.{layer.index}.weight"
                 for letter in ("k", "v"):
                     names[f"{published}{letter}.weight"] = f"kv.{layer.index}.to_{letter}.weight"
-        return PVAConfig(**TransformNetwork.sizes(network, what)), rename(own, names, what)
+        return PVAConfig(recogniser=PVAConfig.recogniser, **TransformNetwork.sizes(network, what)), rename(
+            own, names, what
+        )

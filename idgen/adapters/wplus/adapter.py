@@ -73,11 +73,12 @@ class WPlusAdapter(Adapter):
 
     def parts(self, tokens: Tensor) -> dict[str, list[Part]]:
         """Residual cross-attention at every cross-attention."""
-        return {
-            layer.name: [DecoupledPart(*self.kv[str(layer.index)](tokens), query=self.query[str(layer.index)].weight)]
-            for layer in self.layers
-            if layer.cross
-        }
+        made: dict[str, list[Part]] = {}
+        for layer in self.layers:
+            if layer.cross:
+                key, value = self.kv[str(layer.index)](tokens)
+                made[layer.name] = [DecoupledPart(key, value, query=self.query[str(layer.index)].weight)]
+        return made
 
     @classmethod
     def convert(
