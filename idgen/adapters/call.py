@@ -132,13 +132,13 @@ class Step:
     Attributes:
         size: (height, width) of the latents.
         factors: per entry, what its schedule says at this timestep.
-        norms: pictures that a gated part has normed for the attention that comes next, by layer.
+        norms: pictures that gated parts have normed for the attention that comes next, by layer, each with its mask.
     """
 
     conditioning: Conditioning
     size: tuple[int, int]
     factors: list[float | Tensor]
-    norms: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, list[tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
 
     @classmethod
     def at(cls, conditioning: Conditioning, sample: Tensor, timestep: Tensor | float | int) -> Step:

@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from idgen.adapters.base import Adapter, AdapterConfig
+from idgen.adapters.fact import FACTConfig
 from idgen.adapters.ip_faceid import FaceIDConfig
 from idgen.adapters.pulid import PuLIDConfig
 from idgen.adapters.pva import PVAConfig
@@ -76,6 +77,15 @@ CASES = [
         "ip_faceid",
         FaceIDConfig(projection={"cross_attention_dim": WIDTH, "num_tokens": 4}, rank=2),
         identity("w600k_r50"),
+    ),
+    Case(
+        "fact",
+        FACTConfig(
+            resampler={"dim": 8, "heads": 1, "dim_head": 8, "depth": 1, "embedding_dim": 12, "output_dim": WIDTH},
+            norm=True,
+        ),
+        random_tensor(2, 9, 12),
+        bases=("sd15",),
     ),
     Case("pulid", PuLIDConfig(cross_attention_dim=WIDTH), random_tensor(10, WIDTH), bases=("sdxl",)),
     Case(

@@ -132,7 +132,8 @@ class HostProcessor:
         idgen: Step | None = None,
     ) -> Tensor:
         if idgen is not None:
-            hidden_states = idgen.norms.pop(self.layer.name, hidden_states)
+            for normed, mask in idgen.norms.pop(self.layer.name, ()):
+                hidden_states = normed if mask is None else hidden_states + mask.to(normed) * (normed - hidden_states)
             entries = idgen.active(self.layer.name, hidden_states.shape[1])
             if entries:
                 return _attend_all(attn, hidden_states, encoder_hidden_states, attention_mask, entries)
@@ -146,12 +147,15 @@ class HostFuser:
         self.layer = layer
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
+        norms = []
         for entry in step.active(self.layer.block, hidden.shape[1]):
             for active in entry:
                 assert isinstance(active.part, GatedPart)
                 hidden = hidden + _masked(active.part.increment(hidden, active.scale), active.mask)
                 if active.part.norm is not None:
-                    step.norms[self.layer.name] = follow(active.part.norm, hidden)
+                    norms.append((active.part.norm, active.mask))
+        if norms:  # of what all parts have made, as the block's own norm would see it
+            step.norms[self.layer.name] = [(follow(norm, hidden), mask) for norm, mask in norms]
         return hidden
 
 
