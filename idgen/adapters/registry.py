@@ -16,6 +16,7 @@ from idgen.errors import IdgenError
 FOLDERS: dict[str, str] = {
     "arc2face": "idgen.adapters.arc2face",
     "fact": "idgen.adapters.fact",
+    "instantid": "idgen.adapters.instantid",
     "ip_faceid": "idgen.adapters.ip_faceid",
     "pulid": "idgen.adapters.pulid",
     "pva": "idgen.adapters.pva",

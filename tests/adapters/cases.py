@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 
 from idgen.adapters.base import Adapter, AdapterConfig
 from idgen.adapters.fact import FACTConfig
+from idgen.adapters.instantid import InstantIDConfig
 from idgen.adapters.ip_faceid import FaceIDConfig
 from idgen.adapters.pulid import PuLIDConfig
 from idgen.adapters.pva import PVAConfig
@@ -86,6 +87,22 @@ CASES = [
         ),
         random_tensor(2, 9, 12),
         bases=("sd15",),
+    ),
+    Case(
+        "instantid",
+        InstantIDConfig(
+            projection={
+                "dim": 8,
+                "heads": 1,
+                "dim_head": 8,
+                "depth": 1,
+                "num_queries": 3,
+                "embedding_dim": 512,
+                "output_dim": WIDTH,
+            }
+        ),
+        identity("glintr100"),
+        bases=("sdxl",),
     ),
     Case("pulid", PuLIDConfig(cross_attention_dim=WIDTH), random_tensor(10, WIDTH), bases=("sdxl",)),
     Case(
