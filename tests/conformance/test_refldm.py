@@ -1,5 +1,8 @@
 """ReF-LDM against the original, through the published containers refldm.ckpt and vqgan.ckpt."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +20,7 @@ from idgen.adapters.cachekv import (
     split_panorama,
 )
 from idgen.adapters.injections.parts import split_heads
+from idgen.data.degradation import PRESETS, DegradationConfig, compress, degrade, draw_damage, shrink
 from idgen.losses.identity import (
     WEIGHTINGS,
     clean_latents,
@@ -190,6 +194,44 @@ def test_training_loss_equals_the_original(folder, tmp_path):
     stored = [name.removeprefix("grad.") for name in golden.meta["outputs"] if name.startswith("grad.")]
     results |= {f"grad.{name}": gradients[name] for name in stored if name != "norms"}
     golden.check(results)
+
+
+@pytest.mark.parametrize("folder", goldens("refldm_degradation"), ids=lambda folder: folder.name)
+def test_degradation_equals_the_original(folder):
+    golden = Golden(folder)
+    image = golden.inputs()["image"].numpy()
+    height, width = image.shape[:2]
+    results = {}
+    for preset, options in golden.config["options"].items():
+        config = DegradationConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        if preset in PRESETS and folder.name == "refldm_degradation":
+            assert config == PRESETS[preset]
+        for index, seed in enumerate(golden.config["seeds"]):
+            recorder = RecordingState(seed)
+            damage = draw_damage(config, height, width, generators=(random.Random(seed), recorder))
+            small = shrink(image, damage)
+            values = {
+                "draws": np.float32(recorder.uniforms),
+                "sizes_wh": np.array([damage.size[::-1], (width, height)]),
+                "kernel": damage.kernel,
+                "prejpeg": small,
+                "postjpeg": compress(small, damage.quality),
+                "lq": degrade(image, damage),
+            }
+            results |= {f"{preset}.{index}.{name}": torch.from_numpy(value) for name, value in values.items()}
+    golden.check(results)
+
+
+class RecordingState(np.random.RandomState):
+    """Remembers what `uniform` gave, in the order of the calls."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.uniforms = []
+
+    def uniform(self, *args):
+        self.uniforms.append(super().uniform(*args))
+        return self.uniforms[-1]
 
 
 def stand_in_recogniser(weights) -> nn.Module:
