@@ -11,10 +11,19 @@ if __name__ != "idgen.pipelines":
 
 if TYPE_CHECKING:
     from idgen.pipelines.arc2face import Arc2FacePipeline
+    from idgen.pipelines.fact import FACTControlNetPipeline, FACTPipeline
 
-__all__ = ["Arc2FacePipeline"]
+__all__ = [
+    "Arc2FacePipeline",
+    "FACTControlNetPipeline",
+    "FACTPipeline",
+]
 
-_LAZY = {"Arc2FacePipeline": "idgen.pipelines.arc2face"}
+_LAZY = {
+    "Arc2FacePipeline": "idgen.pipelines.arc2face",
+    "FACTControlNetPipeline": "idgen.pipelines.fact",
+    "FACTPipeline": "idgen.pipelines.fact",
+}
 
 
 def __getattr__(name: str) -> Any:
