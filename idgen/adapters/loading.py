@@ -1,0 +1,33 @@
+"""Loads an adapter without being told its method: the file says."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+
+from idgen.adapters.base import FORMAT, Adapter
+from idgen.adapters.registry import adapter_class, methods
+from idgen.conversion import find_weights
+from idgen.errors import IdgenError
+from idgen.inspection import inspect_weights
+
+
+def load_adapter(path: str | os.PathLike[str], unet: UNet2DConditionModel, **options: Any) -> Adapter:
+    """The adapter in a published file, in one that `idgen convert` wrote, or in one that `Adapter.save` wrote.
+
+    Args:
+        path: a file, or `owner/name@revision:path/in/it` on the hub.
+        unet: only looked at: it says which layers there are.
+        options: `dtype`, and what the method cannot read off the file; see its `convert`.
+    Raises:
+        IdgenError: as `Adapter.from_pretrained`, or the file is no adapter's.
+    """
+    file = find_weights(path)
+    report = inspect_weights(file)
+    own = report.metadata.get("method") if report.metadata.get("format") == FORMAT else None
+    name = own or report.method
+    if name is None or name not in methods():
+        raise IdgenError(f"{path} is no identity adapter but {report.title}: `idgen convert --inspect` says more")
+    return adapter_class(name).from_pretrained(file, unet, **options)

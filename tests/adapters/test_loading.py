@@ -1,0 +1,65 @@
+"""`load_adapter` finds the method by itself."""
+
+import pytest
+import torch
+
+from idgen.adapters import load_adapter
+from idgen.adapters.ip_faceid import IPFaceIDAdapter
+from idgen.adapters.wplus import WPlusAdapter
+from idgen.conversion import convert_weights
+from idgen.errors import IdgenError
+from tests.adapters.bases import tiny_unet
+from tests.adapters.cases import CASES
+
+FACEID = next(case for case in CASES if case.method == "ip_faceid")
+WPLUS = next(case for case in CASES if case.method == "wplus")
+
+
+def published(adapter, layers, path):
+    """A FaceID adapter in the container of its authors."""
+    from idgen.adapters.ip_faceid.convert import layer_names
+
+    ours = adapter.state_dict()
+    flat = {theirs: ours[name] for theirs, name in layer_names(layers, True).items()}
+    flat |= {name: value for name, value in ours.items() if name.startswith("image_proj.")}
+    groups: dict = {}
+    for key, value in flat.items():
+        group, _, rest = key.partition(".")
+        groups.setdefault(group, {})[rest] = value
+    torch.save(groups, path)
+    return path
+
+
+def test_the_method_is_told_by_the_file(tmp_path):
+    unet = tiny_unet("sd15")
+    faceid, wplus = FACEID.build(unet), WPLUS.build(unet)
+    faceid.save(tmp_path / "a.safetensors")
+    wplus.save(tmp_path / "b.safetensors")
+    assert isinstance(load_adapter(tmp_path / "a.safetensors", unet), IPFaceIDAdapter)
+    assert isinstance(load_adapter(tmp_path / "b.safetensors", unet), WPlusAdapter)
+
+
+def test_published_and_converted_files_load_the_same(tmp_path):
+    unet = tiny_unet("sd15")
+    adapter = FACEID.build(unet)
+    path = published(adapter, adapter.layers, tmp_path / "ip-adapter-faceid_sd15.bin")
+    convert_weights(path, tmp_path / "converted.safetensors")
+    for file in (path, tmp_path / "converted.safetensors"):
+        loaded = load_adapter(file, unet)
+        assert all(torch.equal(value, adapter.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_another_file_is_said_to_be_what_it_is(tmp_path):
+    torch.save({"somebody.weight": torch.ones(2, 2)}, tmp_path / "other.bin")
+    with pytest.raises(IdgenError, match="no identity adapter"):
+        load_adapter(tmp_path / "other.bin", tiny_unet("sd15"))
+
+
+def test_a_truncated_file_leaves_the_unet_alone(tmp_path):
+    unet = tiny_unet("sd15")
+    FACEID.build(unet).save(tmp_path / "a.safetensors")
+    data = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(IdgenError):
+        load_adapter(tmp_path / "a.safetensors", unet)
+    assert "_idgen_host" not in vars(unet)
