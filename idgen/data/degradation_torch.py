@@ -27,10 +27,13 @@ def degrade_batch(images: Tensor, damages: Sequence[Damage]) -> Tensor:
         Like `images`.
 
     Raises:
-        IdgenError: there are not as many damages as pictures.
+        IdgenError: there are not as many damages as pictures, or the pictures are smaller than the blur.
     """
     if len(damages) != len(images):
         raise IdgenError(f"{len(damages)} damages for {len(images)} pictures: draw one for each")
+    reach = max(damage.kernel.shape[0] for damage in damages) // 2
+    if min(images.shape[2:]) <= reach:
+        raise IdgenError(f"pictures of {images.shape[3]} x {images.shape[2]} px are too small for a blur of {reach} px")
     small, sizes = shrink_batch(images, damages)
     quality = torch.tensor([damage.quality for damage in damages], device=images.device)
     full = (images.shape[2], images.shape[3])

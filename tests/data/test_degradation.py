@@ -139,7 +139,9 @@ def test_resizing_is_opencvs() -> None:
         assert torch.equal(row[:, height - 1 : height].expand(-1, 64 - height, -1), row[:, height:])
 
 
-def test_one_damage_per_picture() -> None:
+def test_pictures_and_damages_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(IdgenError, match="too small"):
+        degrade_batch(torch.zeros(1, 3, 20, 32), [draw_damage(PRESETS["train"], 20, 32, 0)])
     with pytest.raises(IdgenError, match="1 damages for 2 pictures"):
         degrade_batch(torch.zeros(2, 3, 32, 32), [draw_damage(PRESETS["train"], 32, 32, 0)])
 

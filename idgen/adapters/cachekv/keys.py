@@ -65,7 +65,7 @@ class KeyMap:
             module, _, leaf = key.rpartition(".")
             ours = self.modules[module]
             if ours.endswith(FUSED):
-                parts = self._split(value.flatten(1) if value.ndim > 1 else value, key)
+                parts = self._split(value.flatten(1) if value.ndim > 1 else value)
                 converted |= {
                     f"{ours.removesuffix(FUSED)}{name}.{leaf}": part for name, part in zip(APART, parts, strict=True)
                 }
@@ -100,13 +100,7 @@ class KeyMap:
             raise IdgenError(f"{_listed('unknown', unknown)}: not of this model")
         return published
 
-    def _split(self, fused: Tensor, key: str) -> tuple[Tensor, ...]:
-        rows = fused.shape[0]
-        if rows % (3 * self.head_channels):
-            raise IdgenError(
-                f"{key!r} has {rows} rows, which are not 3 x heads of {self.head_channels} channels: set head_channels"
-                " as in the model's config"
-            )
+    def _split(self, fused: Tensor) -> tuple[Tensor, ...]:
         by_head = fused.unflatten(0, (-1, 3, self.head_channels))  # (heads, 3, head channels, ...)
         return tuple(part.flatten(0, 1).contiguous() for part in by_head.unbind(1))
 
@@ -126,7 +120,7 @@ def describe_unet(state: State, *, head_channels: int, norm_groups: int, what: s
     """A UNet2DModel from the published UNet's keys (`input_blocks.0.0.weight`, ...).
 
     Raises:
-        IdgenError: a key that tells a size is missing, or attention is at some blocks of a level only.
+        IdgenError: a key that tells a size is missing, attention is at some blocks of a level only, or heads do not fit.
     """
     blocks = _numbers(state, r"input_blocks\.(\d+)\.")
     halvings = _numbers(state, r"input_blocks\.(\d+)\.0\.op\.")
@@ -135,6 +129,13 @@ def describe_unet(state: State, *, head_channels: int, norm_groups: int, what: s
     last = max(blocks, default=0)
     if per_level < 1 or last != levels * stride - 1:
         raise IdgenError(f"{what}: input_blocks.{last} does not end a UNet of {levels} levels: these are other weights")
+
+    for key in state:
+        if key.endswith(".qkv.weight") and state[key].shape[0] % (3 * head_channels):
+            raise IdgenError(
+                f"{what}: {key} has {state[key].shape[0]} rows, which is not 3 x heads of {head_channels} channels: set"
+                " head_channels as in the model's config"
+            )
 
     modules = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"}
     modules |= {"input_blocks.0.0": "conv_in"}
