@@ -6,8 +6,15 @@ zeros: it counts as a failure in every measure and is never dropped.
 """
 
 from idgen.metrics.bootstrap import Interval, bootstrap_means
-from idgen.metrics.diversity import expression_spread, pixel_spread, pose_spread
-from idgen.metrics.fidelity import laplacian_energy, psnr, sharpness_ratio
+from idgen.metrics.diversity import expression_spread, light_of, light_spread, pixel_spread, pose_spread
+from idgen.metrics.fidelity import laplacian_energy, psnr, sharpness_ratio, ssim
+from idgen.metrics.frechet import (
+    KernelDistance,
+    frechet_distance,
+    frechet_of_moments,
+    kernel_distance,
+    smallest_sample,
+)
 from idgen.metrics.identity import (
     PhotoStatistics,
     id_score,
@@ -15,6 +22,15 @@ from idgen.metrics.identity import (
     pick_among_lookalikes,
     rank_one,
     similarity_to,
+)
+from idgen.metrics.landmarks import head_pose, landmark_distance
+from idgen.metrics.pairs import (
+    PairAccuracy,
+    RocCurve,
+    pair_accuracy,
+    pool_templates,
+    roc_curve,
+    tar_at_nearest_far,
 )
 from idgen.metrics.verification import (
     TarAtFar,
@@ -25,21 +41,37 @@ from idgen.metrics.verification import (
 
 __all__ = [
     "Interval",
+    "KernelDistance",
+    "PairAccuracy",
     "PhotoStatistics",
+    "RocCurve",
     "TarAtFar",
     "bootstrap_means",
     "equal_error_rate",
     "expression_spread",
+    "frechet_distance",
+    "frechet_of_moments",
+    "head_pose",
     "id_score",
+    "kernel_distance",
+    "landmark_distance",
     "laplacian_energy",
+    "light_of",
+    "light_spread",
     "nearest_people",
+    "pair_accuracy",
     "pick_among_lookalikes",
     "pixel_spread",
+    "pool_templates",
     "pose_spread",
     "psnr",
     "rank_one",
+    "roc_curve",
     "sharpness_ratio",
     "similarity_to",
+    "smallest_sample",
+    "ssim",
     "tar_at_far",
+    "tar_at_nearest_far",
     "ten_fold_accuracy",
 ]

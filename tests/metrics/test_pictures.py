@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from idgen.metrics import (
     bootstrap_means,
@@ -13,6 +14,7 @@ from idgen.metrics import (
     pose_spread,
     psnr,
     sharpness_ratio,
+    ssim,
 )
 
 
@@ -60,6 +62,35 @@ def test_psnr_of_a_tenth_off_everywhere_is_twenty_decibels() -> None:
     assert psnr(images + 0.1, images).item() == pytest.approx(20, abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.uint8])
+def test_psnr_and_ssim_agree_with_scikit_image(kind: torch.dtype) -> None:
+    targets = torch.nn.functional.avg_pool2d(noise(3, 3, 47, 38), 5, 1, 2).permute(0, 2, 3, 1)
+    images = (targets + 0.1 * noise(3, 47, 38, 3, seed=1)).clamp(0, 1)
+    pair = [(part * 255).to(torch.uint8) if kind == torch.uint8 else part.double() for part in (images, targets)]
+    for index, found in enumerate(zip(psnr(*pair), ssim(*pair), strict=True)):
+        picture, target = (part[index].numpy() for part in pair)
+        scale = 255 if kind == torch.uint8 else 1
+        expected = structural_similarity(
+            picture,
+            target,
+            data_range=scale,
+            channel_axis=-1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        assert float(found[1]) == pytest.approx(expected, abs=1e-5)
+        assert float(found[0]) == pytest.approx(peak_signal_noise_ratio(target, picture, data_range=scale), abs=1e-5)
+
+
+def test_ssim_of_a_picture_with_itself_is_one_and_small_or_unequal_pictures_are_refused() -> None:
+    assert ssim(noise(2, 16, 16, 3), noise(2, 16, 16, 3)).tolist() == pytest.approx([1, 1])
+    with pytest.raises(ValueError, match="11 x 11"):
+        ssim(noise(1, 10, 16, 3), noise(1, 10, 16, 3))
+    with pytest.raises(ValueError, match="one size"):
+        ssim(noise(1, 16, 16, 3), noise(1, 16, 17, 3))
+
+
 def test_pictures_of_a_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="height, width, 3"):
         laplacian_energy(torch.zeros(2, 3, 8, 8))
@@ -78,6 +109,38 @@ def test_the_bootstrap_of_a_ratio_resamples_its_parts_together() -> None:
     bottom = torch.rand(50, generator=torch.Generator().manual_seed(1)) + 0.5
     interval = bootstrap_means(torch.stack([3 * bottom, bottom], 1), lambda m: m[..., 0] / m[..., 1])
     assert interval.low == pytest.approx(3) and interval.high == pytest.approx(3)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Skewed per-person values, as cosines are; 400 repetitions, so the share itself is known to 1 %."""
+    people, truth, hits = 80, 1.0, 0
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(400):
+        values = -torch.rand(people, generator=generator).log()  # exponential, mean 1
+        interval = bootstrap_means(values, resamples=300, seed=seed)
+        hits += interval.low <= truth <= interval.high
+    assert 0.91 <= hits / 400 <= 0.97
+
+
+def test_the_interval_of_a_ratio_covers_the_truth_too() -> None:
+    hits = 0
+    generator = torch.Generator().manual_seed(1)
+    for seed in range(300):
+        bottom = torch.rand(80, generator=generator) + 0.5
+        top = 0.6 * bottom + 0.2 * torch.randn(80, generator=generator)
+        interval = bootstrap_means(
+            torch.stack([top, bottom], 1), lambda m: m[..., 0] / m[..., 1], resamples=300, seed=seed
+        )
+        hits += interval.low <= 0.6 <= interval.high
+    assert 0.91 <= hits / 300 <= 0.98
+
+
+def test_people_and_not_images_are_drawn() -> None:
+    """Ten images that are all alike say no more of a person than one: the interval must not shrink for them."""
+    per_person = torch.randn(40, generator=torch.Generator().manual_seed(2))
+    one = bootstrap_means(per_person)
+    ten = bootstrap_means(per_person[:, None].expand(40, 10).mean(1))
+    assert ten.high - ten.low == pytest.approx(one.high - one.low, rel=1e-6)
 
 
 def test_the_bootstrap_refuses_nobody_and_parts_that_nothing_combines() -> None:
