@@ -183,6 +183,8 @@ def test_n_null_references_weigh_as_one_does_n_times(kv):
         copies = kv.build(torch.zeros(1, count, LATENTS, SIDE, SIDE))
         assert close(predict(kv, kv.null((SIDE, SIDE), count)), predict(kv, copies))
     assert not close(predict(kv, kv.null((SIDE, SIDE), 1)), predict(kv, kv.null((SIDE, SIDE), 5)))
+    with pytest.raises(IdgenError, match="at least 1"):
+        kv.null((SIDE, SIDE), 0)
 
 
 def test_null_references_are_computed_once_per_model(kv):

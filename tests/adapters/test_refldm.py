@@ -19,6 +19,7 @@ from idgen.adapters.cachekv import (
     encode_references,
     load_refldm,
     load_unet,
+    load_vq,
     restore,
     set_timesteps,
     split_panorama,
@@ -349,6 +350,8 @@ def test_guidance_goes_from_null_references_to_the_references(golden_state, tmp_
     for scale in (0.0, 1.5, 4.0):
         wanted = null + scale * (plain - null)
         assert torch.allclose(GuidedUNet(kv, lq, cache, scale)(latents, 500), wanted, atol=1e-4)
+
+    assert torch.allclose(GuidedUNet(kv, lq, kv.null((8, 8), 3), 4.0)(latents, 500), null, atol=1e-4)
 
     set_timesteps(model.scheduler, 3)
     steps: list[int] = []

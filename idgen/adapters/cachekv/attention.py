@@ -24,7 +24,7 @@ from idgen.errors import IdgenError
 
 @dataclass(frozen=True)
 class SelfAttention:
-    """A self-attention layer: its path in the UNet, and by how much its resolution divides the latents'."""
+    """A self-attention layer: its path in the UNet, and the latents' resolution over its own."""
 
     name: str
     level: int

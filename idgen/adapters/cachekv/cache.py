@@ -22,7 +22,7 @@ class CachedLayer:
     """One self-attention layer's view of the references.
 
     Attributes:
-        level: how often the layer's resolution is below the latents': 1, 2, 4, ...
+        level: the latents' resolution over the layer's: 1, 2, 4, ...
         key, value: (rows, references * tokens, channels), as projected, heads side by side.
     """
 
@@ -41,7 +41,7 @@ class ReferenceCache:
     Attributes:
         layers: by the layer's name in the UNet; layers that are not there do not see the references.
         references: how many references a row's tokens show.
-        copies: as how many references each of them counts (log(copies) is added to its logits).
+        copies: as how many references each of them counts (log(copies) is added to its logits); 1 but for null references.
         signature: values of the weights that made it, by which a stored cache recognises its model.
     """
 

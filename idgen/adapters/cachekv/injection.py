@@ -144,7 +144,12 @@ class CacheKV:
             size: (h, w) of the latents.
             references: how many of them there are to be.
             levels: as for `build`.
+
+        Raises:
+            IdgenError: none, or a level without self-attention.
         """
+        if references < 1:
+            raise IdgenError(f"{references} null references: expected at least 1")
         unet = self.unet
         # Weights that changed since (a training step, other weights) have another version or another place.
         weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in unet.parameters()]
@@ -157,7 +162,7 @@ class CacheKV:
                 cache = self.build(zeros)
             self._nulls[key] = (weights, cache)
         wanted = {layer.level for layer in self._at(levels)}
-        return replace(cache.select(wanted), references=references, copies=references)
+        return replace(cache.select(wanted), copies=references)
 
     @contextmanager
     def attend(self, cache: ReferenceCache | MergedCache) -> Iterator[None]:
