@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from idgen.errors import IdgenError
+from idgen.settings import assign_text, build, read_yaml, split_assignments
 
 
 class TrainConfig(BaseModel):
@@ -63,13 +63,10 @@ def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Conf
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     known, rest = parser.parse_known_args(arguments)
-    values: dict[str, Any] = _read_yaml(known.config) if known.config else {}
-    for name, text in [*_pairs(known.set), *_flags(rest)]:
-        _assign(values, name, yaml.safe_load(text))
-    try:
-        config = kind(**values)
-    except ValidationError as error:
-        raise IdgenError(_explain(error, kind)) from None
+    values: dict[str, Any] = read_yaml(known.config) if known.config else {}
+    for name, text in [*split_assignments(known.set), *_flags(rest)]:
+        assign_text(values, name, text)
+    config = build(kind, values)
     if known.print_config:
         print(dump(config), end="")
         sys.exit(0)
@@ -79,25 +76,6 @@ def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Conf
 def dump(config: BaseModel) -> str:
     """The settings as YAML, in the order of their declaration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise IdgenError(f"cannot read the config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise IdgenError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise IdgenError(f"{path} must hold names and values, such as `seed: 1`")
-    return values
-
-
-def _pairs(settings: list[str]) -> list[tuple[str, str]]:
-    for setting in settings:
-        if "=" not in setting:
-            raise IdgenError(f"--set {setting}: write it as name=value")
-    return [(s.split("=", 1)[0], s.split("=", 1)[1]) for s in settings]
 
 
 def _flags(rest: list[str]) -> list[tuple[str, str]]:
@@ -114,30 +92,3 @@ def _flags(rest: list[str]) -> list[tuple[str, str]]:
             value = following
         pairs.append((name.replace("-", "_"), value))
     return pairs
-
-
-def _assign(values: dict[str, Any], name: str, value: Any) -> None:
-    *path, last = name.split(".")
-    for part in path:
-        values = values.setdefault(part, {})
-    values[last] = value
-
-
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    problem = error.errors()[0]
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _names(kind), 1, 0.5)
-        return f"unknown setting {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
-    if problem["type"] == "missing":
-        return f"the setting {name!r} is missing: give it in the YAML file or as --{name} VALUE"
-    return f"setting {name!r}: {problem['msg'].lower()}, got {problem['input']!r}"
-
-
-def _names(kind: type[BaseModel]) -> list[str]:
-    names = []
-    for name, field in kind.model_fields.items():
-        names.append(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _names(field.annotation)
-    return names
