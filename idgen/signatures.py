@@ -80,6 +80,10 @@ def _beside_arc2face(path: Path) -> bool:
     return path.parent.name == "encoder" and (path.parents[1] / "arc2face").is_dir()
 
 
+def _in_ref_adapter(path: Path) -> bool:
+    return path.parent.name == "ref_adapter"
+
+
 def _named_plus_v2(path: Path) -> bool:
     return "plusv2" in re.sub(r"[-_. ]", "", path.name.lower())
 
@@ -92,7 +96,12 @@ BLOCKS = r"(?:down_blocks|mid_block|up_blocks)"
 FACEID_TOKENS = (r"image_proj\.proj\.0\.weight", r"image_proj\.norm\.weight", r"ip_adapter\.\d+\.to_k_ip\.weight")
 FACEID_LORA = r"ip_adapter\.\d+\.to_q_lora\.down\.weight"
 FACEID_CLIP = r"image_proj\.perceiver_resampler\..+"
+EXPRESSION = r"image_proj\.proj(?:\.0)?\.weight"
 FACEID_LICENCE = "for research only (model card of h94/IP-Adapter-FaceID)"
+LORA_DIFFUSERS = (
+    r"(?:(?:unet|text_encoder(?:_2)?|transformer)\.)?.+"
+    r"(?:\.lora_A(?:\.\w+)?|[._]lora\.down|\.lora_linear_layer\.down)\.weight",
+)
 UNET = (r"conv_in\.weight", r"time_embedding\..+", r"down_blocks\.\d+\.resnets\..+", r"up_blocks\..+")
 CLIP_TEXT = (r"(?:text_model\.)?embeddings\.token_embedding\.weight", r"(?:text_model\.)?final_layer_norm\.weight")
 
@@ -120,6 +129,15 @@ SIGNATURES: tuple[Signature, ...] = (
         (FACEID_CLIP,),
         method="ip_faceid",
         licence=FACEID_LICENCE,
+    ),
+    # Arc2Face (foivospar/Arc2Face), exp_adapter.bin: IP-Adapter's layout over FLAME's 55 numbers.
+    Signature(
+        "arc2face-expression",
+        "Arc2Face's expression adapter",
+        (EXPRESSION, r"ip_adapter\.\d+\.to_k_ip\.weight"),
+        (FACEID_CLIP, FACEID_LORA),
+        widths={EXPRESSION: 55},
+        method="arc2face_expression",
     ),
     Signature(
         "ip-adapter-faceid-portrait",
@@ -221,12 +239,17 @@ SIGNATURES: tuple[Signature, ...] = (
     Signature("lora-kohya", "a LoRA in kohya's naming", (r"lora_(?:unet|te\d?)_.+\.lora_down\.weight",)),
     Signature("lora-peft", "a LoRA as peft saves it", (r"base_model\.model\..+\.lora_A\.weight",)),
     Signature(
+        "arc2face-reference",
+        "Arc2Face's reference adapter, a LoRA",
+        LORA_DIFFUSERS,
+        (r"ip_adapter\..+", r"id_encoder\..+"),
+        method="arc2face_reference",
+        place=_in_ref_adapter,
+    ),
+    Signature(
         "lora-diffusers",
         "a LoRA in diffusers' naming",
-        (
-            r"(?:(?:unet|text_encoder(?:_2)?|transformer)\.)?.+"
-            r"(?:\.lora_A(?:\.\w+)?|[._]lora\.down|\.lora_linear_layer\.down)\.weight",
-        ),
+        LORA_DIFFUSERS,
         (r"ip_adapter\..+", r"id_encoder\..+"),
     ),
     # Base models: CompVis' single files, diffusers' and transformers' folders.

@@ -63,6 +63,15 @@ LAYOUTS: dict[str, tuple[str, Layout, str | None]] = {
         faceid(768, lora=False),
         "Stable Diffusion 1.5",
     ),
+    "arc2face-expression": (
+        "exp_adapter/exp_adapter.bin",
+        {
+            "image_proj.proj.0.weight": (110, 55),
+            "image_proj.norm.weight": (768,),
+            "ip_adapter.1.to_k_ip.weight": (4, 768),
+        },
+        "Stable Diffusion 1.5",
+    ),
     "ip-adapter-plus": ("ip-adapter-plus-face_sd15.bin", resampler(1280, 768), "Stable Diffusion 1.5"),
     "ip-adapter": (
         "ip-adapter_sd15.bin",
@@ -163,6 +172,11 @@ LAYOUTS: dict[str, tuple[str, Layout, str | None]] = {
         "pytorch_lora_weights.safetensors",
         {f"unet.{LINE}.to_k.lora_A.weight": (2, 2048), f"unet.{LINE}.to_k.lora_B.weight": (4, 2)},
         "SDXL",
+    ),
+    "arc2face-reference": (
+        "ref_adapter/pytorch_lora_weights.safetensors",
+        {f"unet.{LINE}.to_k.lora.down.weight": (2, 768), f"unet.{LINE}.to_k.lora.up.weight": (4, 2)},
+        "Stable Diffusion 1.5",
     ),
     "lora-peft": (
         "adapter_model.safetensors",

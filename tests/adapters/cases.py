@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from idgen.adapters.arc2face.expression import ExpressionConfig
+from idgen.adapters.arc2face.reference import ReferenceConfig
 from idgen.adapters.base import Adapter, AdapterConfig
 from idgen.adapters.fact import FACTConfig
 from idgen.adapters.instantid import InstantIDConfig
@@ -78,6 +80,19 @@ CASES = [
         "ip_faceid",
         FaceIDConfig(projection={"cross_attention_dim": WIDTH, "num_tokens": 4}, rank=2),
         identity("w600k_r50"),
+    ),
+    Case(
+        "arc2face_expression",
+        ExpressionConfig(projection={"cross_attention_dim": WIDTH, "embedding_dim": 55, "num_tokens": 4, "ratio": 2}),
+        random_tensor(55),
+        bases=("sd15",),
+    ),
+    Case(
+        "arc2face_reference",
+        ReferenceConfig(rank=2),
+        random_tensor(4, 8, 8),
+        lambda people: {"prompt_embeds": random_tensor(people, 7, WIDTH)(0)},
+        bases=("sd15",),
     ),
     Case(
         "fact",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from idgen.adapters.base import Adapter, AdapterConfig, Scale
 from idgen.adapters.call import Conditioning, Entry
 from idgen.adapters.embeddings import People, pooled, stacked
-from idgen.adapters.injections.parts import DecoupledPart, LowRankPart, Part, Projection
+from idgen.adapters.injections.low_rank import LowRank
+from idgen.adapters.injections.parts import DecoupledPart, LowRankPart, Part
 from idgen.adapters.injections.tokens import key_values
 from idgen.adapters.ip_faceid.config import FaceIDConfig
 from idgen.adapters.ip_faceid.convert import convert
 from idgen.adapters.layers import AttentionLayer
 from idgen.errors import IdgenError
 from idgen.models.face_projections import FaceIDPlusProjection, FaceIDProjection
-
-PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "out")
 
 
 class IPFaceIDAdapter(Adapter):
@@ -119,22 +118,6 @@ class IPFaceIDAdapter(Adapter):
     ) -> tuple[AdapterConfig, dict[str, Tensor]]:
         """See `idgen.adapters.ip_faceid.convert`."""
         return convert(tensors, layers, **options)
-
-
-class LowRank(nn.Module):
-    """Low-rank changes of one attention layer's four projections."""
-
-    def __init__(self, layer: AttentionLayer, rank: int) -> None:
-        super().__init__()
-        widths = {"q": layer.hidden, "k": layer.context, "v": layer.context, "out": layer.hidden}
-        self.down: Any = nn.ModuleDict({name: nn.Linear(width, rank, bias=False) for name, width in widths.items()})
-        self.up: Any = nn.ModuleDict({name: nn.Linear(rank, layer.hidden, bias=False) for name in widths})
-        for module in self.up.values():
-            nn.init.zeros_(cast(nn.Linear, module).weight)  # a fresh adapter begins as no change
-
-    def weights(self) -> dict[Projection, tuple[Tensor, Tensor]]:
-        """By projection: (rank, in) and (out, rank)."""
-        return {name: (self.down[name].weight, self.up[name].weight) for name in PROJECTIONS}
 
 
 def _with_lora_scale(entry: Entry, lora_scale: float) -> Entry:
