@@ -12,17 +12,22 @@ if __name__ != "idgen.pipelines":
 if TYPE_CHECKING:
     from idgen.pipelines.arc2face import Arc2FacePipeline
     from idgen.pipelines.fact import FACTControlNetPipeline, FACTPipeline
+    from idgen.pipelines.instantid import InstantIDImg2ImgPipeline, InstantIDPipeline
 
 __all__ = [
     "Arc2FacePipeline",
     "FACTControlNetPipeline",
     "FACTPipeline",
+    "InstantIDImg2ImgPipeline",
+    "InstantIDPipeline",
 ]
 
 _LAZY = {
     "Arc2FacePipeline": "idgen.pipelines.arc2face",
     "FACTControlNetPipeline": "idgen.pipelines.fact",
     "FACTPipeline": "idgen.pipelines.fact",
+    "InstantIDImg2ImgPipeline": "idgen.pipelines.instantid",
+    "InstantIDPipeline": "idgen.pipelines.instantid",
 }
 
 
