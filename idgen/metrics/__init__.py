@@ -36,6 +36,7 @@ from idgen.metrics.verification import (
     TarAtFar,
     equal_error_rate,
     tar_at_far,
+    tar_curve,
     ten_fold_accuracy,
 )
 
@@ -73,5 +74,6 @@ __all__ = [
     "ssim",
     "tar_at_far",
     "tar_at_nearest_far",
+    "tar_curve",
     "ten_fold_accuracy",
 ]

@@ -7,8 +7,10 @@ NIST's IJB reports.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,15 +63,24 @@ def tar_at_far(genuine: Tensor, impostor: Tensor, far: float) -> TarAtFar:
     Raises:
         ValueError: when the impostor scores are too few for this rate (fewer than 1 / far).
     """
-    if not 0 < far < 1:
-        raise ValueError(f"the false accept rate must lie between 0 and 1, got {far}")
-    if len(impostor) * far < 1 - 1e-9:
-        raise ValueError(
-            f"a false accept rate of {far} needs at least {1 / far:.0f} impostor scores, got {len(impostor)}"
-        )
-    accepted = int(len(impostor) * far + 1e-9)
-    threshold = impostor.double().sort(descending=True).values[accepted]
-    return TarAtFar(far, float(threshold), float((genuine.double() > threshold).double().mean()))
+    return tar_curve(genuine, impostor, [far])[0]
+
+
+def tar_curve(genuine: Tensor, impostor: Tensor, fars: Sequence[float]) -> list[TarAtFar]:
+    """`tar_at_far` at several rates; the impostor scores are sorted once."""
+    for far in fars:
+        if not 0 < far < 1:
+            raise ValueError(f"the false accept rate must lie between 0 and 1, got {far}")
+        if len(impostor) * far < 1 - 1e-9:
+            raise ValueError(
+                f"a false accept rate of {far} needs at least {1 / far:.0f} impostor scores, got {len(impostor)}"
+            )
+    ascending = np.sort(impostor.numpy())  # several times as fast as torch's
+    scores, points = genuine.double(), []
+    for far in fars:
+        threshold = float(ascending[len(ascending) - 1 - int(len(ascending) * far + 1e-9)])
+        points.append(TarAtFar(far, threshold, float((scores > threshold).double().mean())))
+    return points
 
 
 def equal_error_rate(genuine: Tensor, impostor: Tensor) -> float:

@@ -1,0 +1,40 @@
+"""The processes that `accelerate launch` started, each of which reads or makes a share of the pictures."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `count`; alone by default.
+
+    Attributes:
+        state: accelerate's, where there are several.
+    """
+
+    index: int = 0
+    count: int = 1
+    state: Any = None
+
+    @classmethod
+    def of_accelerate(cls, device: str = "auto") -> Processes:
+        """Join the processes of `accelerate launch` (or torchrun); alone where there is nobody else."""
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return cls()
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device == "cpu")
+        return cls(state.process_index, state.num_processes, state)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that scores and writes."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Until all are here: what each wrote can then be read by the others."""
+        if self.state is not None:
+            self.state.wait_for_everyone()
