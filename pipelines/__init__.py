@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from idgen.pipelines.arc2face import Arc2FacePipeline
     from idgen.pipelines.fact import FACTControlNetPipeline, FACTPipeline
     from idgen.pipelines.instantid import InstantIDImg2ImgPipeline, InstantIDPipeline
+    from idgen.pipelines.wplus import WPlusPipeline
 
 __all__ = [
     "Arc2FacePipeline",
@@ -20,6 +21,7 @@ __all__ = [
     "FACTPipeline",
     "InstantIDImg2ImgPipeline",
     "InstantIDPipeline",
+    "WPlusPipeline",
 ]
 
 _LAZY = {
@@ -28,6 +30,7 @@ _LAZY = {
     "FACTPipeline": "idgen.pipelines.fact",
     "InstantIDImg2ImgPipeline": "idgen.pipelines.instantid",
     "InstantIDPipeline": "idgen.pipelines.instantid",
+    "WPlusPipeline": "idgen.pipelines.wplus",
 }
 
 
