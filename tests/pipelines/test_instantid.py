@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import ControlNetModel, EulerDiscreteScheduler, MultiControlNetModel, StableDiffusionXLPipeline
 from diffusers.callbacks import SDXLControlnetCFGCutoffCallback
 from PIL import Image
@@ -328,6 +329,15 @@ def test_img2img_begins_with_the_picture(pipe):
         latents(img2img, people, PROMPT, [*start, start[0]])
     with pytest.raises(IdgenError, match="InstantIDImg2ImgPipeline"):
         latents(pipe, people[0], PROMPT, start[0])
+
+
+@pytest.mark.parametrize("offload", [cpu_offload_with_hook, cpu_offload])
+def test_offloaded_modules_give_the_same(pipe, offload):
+    expected = latents(pipe, person(0))
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            offload(module, "cpu")
+    torch.testing.assert_close(latents(pipe, person(0)), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
