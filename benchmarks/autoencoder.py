@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.bars_pictures import add_autoencoder
-from benchmarks.photos import TEST, VALIDATION, take_photos
 from benchmarks.report import Report, parser, run
 from idgen.devices import resolve_device, resolve_dtype
+from idgen.evaluation.rendered import TEST, VALIDATION, take_photos
 from idgen.faces import FaceEncoder
 from idgen.weights import find_mini
 

@@ -12,9 +12,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from benchmarks.generation import generate_from_text
-from benchmarks.photos import Photos, take_photos
-from benchmarks.prompts import TRACKED, Prompt, choose_prompts, obeyed
 from benchmarks.report import Report
+from idgen.evaluation.prompts import TRACKED, Prompt, choose_prompts, obeyed
+from idgen.evaluation.rendered import Photos, take_photos
 from idgen.faces import FaceEncoder
 from idgen.metrics import (
     bootstrap_means,

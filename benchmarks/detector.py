@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.photos import TEST
 from benchmarks.report import Report, parser, percent, run, timed
 from idgen.data.clutter import compose, face_boxes
 from idgen.data.faces import FaceFolder
 from idgen.devices import resolve_device
+from idgen.evaluation.rendered import TEST
 from idgen.faces import FaceEncoder
 from idgen.metrics.embedding import detect_landmarks
 from idgen.synthetic.writer import SynthSettings, write_dataset

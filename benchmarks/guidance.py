@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmarks.bars_identity import pooled
 from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, load_arc2face
-from benchmarks.photos import VALIDATION, take_photos
 from benchmarks.report import Report, parser, run, timed
 from idgen.devices import resolve_device, resolve_dtype
+from idgen.evaluation.rendered import VALIDATION, take_photos
 from idgen.metrics import PhotoStatistics, id_score, pixel_spread, rank_one, sharpness_ratio
 
 REFERENCES, OTHERS = 1, 6

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.faces import Faces
-from benchmarks.photos import VALIDATION, take_photos, training_photos
 from benchmarks.report import Report, parser, run, timed
 from idgen.devices import resolve_device
+from idgen.evaluation.rendered import VALIDATION, take_photos, training_photos
 from idgen.metrics import PhotoStatistics, id_score, nearest_people
 from idgen.metrics.statistics import JudgeStatistics
 from idgen.weights import find_mini

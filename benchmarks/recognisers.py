@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.photos import TEST, VALIDATION, attributes_of, take_photos
 from benchmarks.report import Report, parser, run, timed
+from idgen.evaluation.rendered import TEST, VALIDATION, attributes_of, take_photos
 from idgen.faces import FaceEncoder
 from idgen.metrics import bootstrap_means, rank_one, tar_at_far, ten_fold_accuracy
 from idgen.metrics.embedding import embed_at, embed_faces

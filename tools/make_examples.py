@@ -2,7 +2,7 @@
 
     python tools/make_examples.py
 
-Their numbers lie beyond those of every training, validation and test set (benchmarks/photos.py lists the ranges), so no
+Their numbers lie beyond those of every training, validation and test set (idgen/evaluation/rendered.py lists the ranges), so no
 weights of ours have seen them. Run it again whenever the renderer changes.
 """
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from idgen.console import progress, say
-from idgen.evaluation.material import Photo
 from idgen.evaluation.processes import Processes
 from idgen.files import atomic_write
 
@@ -40,6 +39,14 @@ class Reader(Protocol):
         """Pictures (height, width, 3) uint8 of any sizes -> (n, width) float32 on the CPU."""
 
 
+class Picture(Protocol):
+    """What a reader reads: a `Photo`, or two of them side by side."""
+
+    def pixels(self) -> np.ndarray: ...
+
+    def digest(self) -> bytes: ...
+
+
 class RowCache:
     """Rows by content, in a folder or in memory only.
 
@@ -50,12 +57,12 @@ class RowCache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._rows: dict[str, dict[bytes, np.ndarray]] = {}
-        self._digests: dict[Photo, bytes] = {}  # photos compare by identity
+        self._digests: dict[Picture, bytes] = {}  # photos compare by identity
 
     def rows(
         self,
         reader: Reader,
-        photos: Sequence[Photo],
+        photos: Sequence[Picture],
         *,
         batch: int = 64,
         what: str = "",
@@ -86,7 +93,7 @@ class RowCache:
             return torch.zeros(0, reader.width)
         return torch.from_numpy(np.stack([known[digest] for digest in digests]))
 
-    def _read(self, reader: Reader, share: list[tuple[bytes, Photo]], batch: int, what: str) -> None:
+    def _read(self, reader: Reader, share: list[tuple[bytes, Picture]], batch: int, what: str) -> None:
         known, fresh = self._rows[reader.key], []
         starts = range(0, len(share), batch)
         for start in progress(starts, len(starts), what) if what else starts:
@@ -125,7 +132,7 @@ class RowCache:
                 found.update(zip((digest.tobytes() for digest in digests), rows, strict=True))
         return self._rows[reader.key]
 
-    def _digest(self, photo: Photo) -> bytes:
+    def _digest(self, photo: Picture) -> bytes:
         """Asked several times for one picture (judge, probe, features): hashed once."""
         if photo not in self._digests:
             self._digests[photo] = photo.digest()

@@ -11,9 +11,9 @@ import torch
 from benchmarks import bars_pictures, mini_bars
 from benchmarks.bars_identity import Gallery, baselines, measure_identity, pooled
 from benchmarks.faces import Vectors
-from benchmarks.photos import Photos
 from benchmarks.report import Report, attempted
 from idgen.errors import IdgenError
+from idgen.evaluation.rendered import Photos
 from idgen.models.mini_detector import MiniDetector
 from tests.tiny_family import face_in_the_middle, tiny_family
 

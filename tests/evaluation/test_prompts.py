@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.prompts import choose_prompts, obeyed, read_caption
+from idgen.evaluation.prompts import choose_prompts, obeyed, read_caption
 from idgen.models.probe import Reading
 
 SHOT: dict[str, Any] = {

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.photos import attributes_of
+from idgen.evaluation.rendered import attributes_of
 from idgen.models.probe import Reading
 from idgen.synthetic.captions import caption, caption_rng
 from idgen.synthetic.wording import BEARDS, EXPRESSIONS, GLASSES, HAIR_COLOURS, HAIR_STYLES, HEADS, Phrase
