@@ -43,7 +43,7 @@ class Case:
     config: AdapterConfig
     person: Callable[[int], Any]
     inputs: Callable[[int], dict[str, Any]] = field(default=lambda people: {})
-    bases: tuple[str, ...] = ("sd15", "sdxl")
+    bases: tuple[str, ...] = ("sd15", "sd2-inpaint", "sdxl")
     elsewhere: tuple[str, ...] = ()
 
     def build(self, unet: UNet2DConditionModel, seed: int = 0) -> Adapter:
@@ -85,7 +85,7 @@ CASES = [
         "arc2face_expression",
         ExpressionConfig(projection={"cross_attention_dim": WIDTH, "embedding_dim": 55, "num_tokens": 4, "ratio": 2}),
         random_tensor(55),
-        bases=("sd15",),
+        bases=("sd15", "sd2-inpaint", "sdxl"),
     ),
     Case(
         "arc2face_reference",
@@ -101,7 +101,7 @@ CASES = [
             norm=True,
         ),
         random_tensor(2, 9, 12),
-        bases=("sd15",),
+        bases=("sd15", "sd2-inpaint", "sdxl"),
     ),
     Case(
         "instantid",
@@ -117,15 +117,19 @@ CASES = [
             }
         ),
         identity("glintr100"),
-        bases=("sdxl",),
+        bases=("sdxl", "sd15", "sd2-inpaint"),
     ),
-    Case("pulid", PuLIDConfig(cross_attention_dim=WIDTH), random_tensor(10, WIDTH), bases=("sdxl",)),
+    Case(
+        "pulid", PuLIDConfig(cross_attention_dim=WIDTH), random_tensor(10, WIDTH), bases=("sdxl", "sd15", "sd2-inpaint")
+    ),
     Case(
         "pva",
         PVAConfig(out_dim=WIDTH, num_layer=1),
         identity("ms1mv3_r50"),
-        bases=("sd2-inpaint",),
+        bases=("sd2-inpaint", "sd15", "sdxl"),
         elsewhere=("modifier",),
     ),
-    Case("wplus", WPlusConfig(cross_attention_dim=WIDTH), random_tensor(18, 512), bases=("sd15",)),
+    Case(
+        "wplus", WPlusConfig(cross_attention_dim=WIDTH), random_tensor(18, 512), bases=("sd15", "sd2-inpaint", "sdxl")
+    ),
 ]
