@@ -1,7 +1,8 @@
 """What each adapter costs: `python -m benchmarks.adapters`.
 
 A random UNet of the size of Stable Diffusion 1.5, 64 x 64 latents, batch 2, bf16, channels last. Each adapted forward stands
-beside a bare one in the same minute; the ratio of the medians is what counts, as the machine's speed wanders.
+beside a bare one in the same minute; the ratio of the medians is what counts, as the machine's speed wanders. Adapters that keep
+keys and values of whole pictures (references) are left out: what they cost grows with the references, see docs/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from diffusers import UNet2DConditionModel
 
 from idgen.adapters.base import Adapter, AdapterConfig
 from idgen.adapters.call import Conditioning
-from idgen.adapters.registry import adapter_class, method, methods
+from idgen.adapters.registry import adapter_class, methods
 from idgen.identity import Identity
 
 TEXT = 768
@@ -40,7 +41,7 @@ def main() -> None:
     print(
         "| adapter | overhead over the bare UNet | bar | bare, s per step | making a person ready, s |\n|---|---|---|---|---|"
     )
-    names = arguments.methods or [name for name in methods() if method(name).adapter is not None]
+    names = arguments.methods or [name for name in methods() if name in PEOPLE]
     for name in names:
         with torch.no_grad():
             adapter, conditioning, ready = prepare(name, unet)
@@ -52,7 +53,7 @@ def main() -> None:
 
 def prepare(name: str, unet: UNet2DConditionModel) -> tuple[Adapter, Conditioning, float]:
     """An adapter with random weights in the UNet, a person in it, and the seconds that making the person ready took."""
-    config, person, options = SMALLEST[name]()
+    config, person, options = PEOPLE[name]()
     adapter = adapter_class(name).for_unet(unet, config).to(torch.bfloat16).eval()
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -104,7 +105,29 @@ def _wplus() -> tuple[AdapterConfig, object, dict]:
     return WPlusConfig(), torch.randn(18, 512), {}
 
 
-SMALLEST: dict[str, Callable[[], tuple[AdapterConfig, object, dict]]] = {
+def _fact() -> tuple[AdapterConfig, object, dict]:
+    from idgen.adapters.fact import FACTConfig
+
+    return FACTConfig(), torch.randn(1, 144, 512), {}
+
+
+def _instantid() -> tuple[AdapterConfig, object, dict]:
+    from idgen.adapters.instantid import InstantIDConfig
+    from idgen.adapters.instantid.config import PUBLISHED
+
+    return InstantIDConfig(projection={**PUBLISHED, "output_dim": TEXT}), _identity("glintr100"), {}
+
+
+def _expression() -> tuple[AdapterConfig, object, dict]:
+    from idgen.adapters.arc2face.expression import ExpressionConfig
+
+    return ExpressionConfig(), torch.randn(55), {}
+
+
+PEOPLE: dict[str, Callable[[], tuple[AdapterConfig, object, dict]]] = {
+    "arc2face_expression": _expression,
+    "fact": _fact,
+    "instantid": _instantid,
     "ip_faceid": _faceid,
     "pulid": _pulid,
     "pva": _pva,
