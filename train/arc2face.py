@@ -28,6 +28,7 @@ from idgen.data.encoded import encode_identities, encode_latents
 from idgen.data.faces import FaceFolder
 from idgen.faces.align_torch import norm_crop_torch
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
+from idgen.losses.identity import IdentitySchedule, schedule_weights
 from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet
 from idgen.models.registry import load_recogniser
 from idgen.train.base import attend_plainly, denoiser_groups, load_denoiser, load_unet
@@ -53,7 +54,12 @@ class Arc2FaceTrainConfig(TrainConfig):
     identity_start: float = Field(
         0.85, ge=0, le=1, description="share of the training after which the identity loss acts"
     )
-    identity_max_timestep: int = Field(400, ge=1, description="at more noise the predicted picture shows nobody")
+    identity_schedule: IdentitySchedule = Field(
+        "window", description="scaled: by what is left of the picture, as ReF-LDM; naive: alike at any noise; window"
+    )
+    identity_max_timestep: int = Field(
+        400, ge=1, description="window: at more noise the predicted picture shows nobody"
+    )
     identity_batch: int = Field(12, ge=1, description="samples of a batch that are decoded for it")
     guidance_scale: float = Field(2.0, ge=0, description="of the grids")
 
@@ -111,13 +117,17 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         return losses
 
     def _identity(self, prediction: Tensor, noised: Noised, batch: Batch) -> Tensor:
-        usable = (noised.timesteps < self.config.identity_max_timestep) & ~batch["dropped"]
-        chosen = usable.nonzero()[:, 0][: self.config.identity_batch]
+        config = self.config
+        weights = schedule_weights(
+            config.identity_schedule, self.scheduler.alphas_cumprod, noised.timesteps, config.identity_max_timestep
+        )
+        usable = (weights > 0) & ~batch["dropped"]
+        chosen = usable.nonzero()[:, 0][: config.identity_batch]
         clean = predicted_latents(self.scheduler, prediction, noised)[chosen]
         pictures = self.vae.decode(clean / self.vae.config.scaling_factor).sample.float()
         made = self.recogniser(norm_crop_torch(pictures, batch["landmarks"][chosen])).float()
         distance = 1 - F.cosine_similarity(made, batch["targets"][chosen])
-        return distance.sum() / max(1, len(chosen))
+        return (weights[chosen] * distance).sum() / max(1, len(chosen))
 
     def groups(self) -> list[dict[str, Any]]:
         return denoiser_groups(self.module, self.config.text_encoder_rate)

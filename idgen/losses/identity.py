@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "t_lt_100": lambda abar, t: (t < 100).to(abar),
     "unscaled": lambda abar, t: torch.ones_like(abar),
 }
+
+IdentitySchedule = Literal["scaled", "naive", "window"]
 
 # The share of a 512 px FFHQ crop that is face, on both axes.
 REGION = (0.0625, 0.9375)
@@ -67,6 +70,20 @@ def timestep_weights(alphas_cumprod: Tensor, timesteps: Tensor, kind: str = "sqr
     if kind not in WEIGHTINGS:
         raise IdgenError(f"no timestep weighting {kind!r}: there are {', '.join(WEIGHTINGS)}")
     return WEIGHTINGS[kind](alphas_cumprod.to(timesteps.device)[timesteps], timesteps)
+
+
+def schedule_weights(schedule: IdentitySchedule, alphas_cumprod: Tensor, timesteps: Tensor, window: int) -> Tensor:
+    """The identity loss's scale at each timestep for a training of any family, (batch,) in [0, 1].
+
+    Args:
+        schedule: `"scaled"`: the published square root of the signal's share; `"naive"`: 1 at every timestep;
+            `"window"`: 1 below `window`, 0 from there on.
+        alphas_cumprod, timesteps: as in `timestep_weights`.
+        window: the first timestep at which the predicted picture shows nobody.
+    """
+    if schedule == "window":
+        return (timesteps < window).to(alphas_cumprod.dtype)
+    return timestep_weights(alphas_cumprod, timesteps, "sqrt_abar" if schedule == "scaled" else "unscaled")
 
 
 def clean_latents(noisy: Tensor, prediction: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,0 +1,45 @@
+"""Identity losses over the noise levels, and denoising losses of models that predict v or the noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from idgen.losses.diffusion import add_noise, denoising_loss, noised_at, predicted_latents
+from idgen.losses.identity import schedule_weights
+
+KINDS = ("v_prediction", "epsilon")
+
+
+def scheduler(kind: str) -> DDIMScheduler:
+    return DDIMScheduler(prediction_type=kind)
+
+
+def test_the_three_schedules_scale_by_signal_not_at_all_and_within_a_window():
+    abar, t = torch.linspace(0.99, 0.0, 1000), torch.tensor([0, 399, 400, 999])
+    assert torch.allclose(schedule_weights("scaled", abar, t, 400), abar[t].sqrt())
+    assert schedule_weights("naive", abar, t, 400).tolist() == [1, 1, 1, 1]
+    assert schedule_weights("window", abar, t, 400).tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_right_answer_gives_the_clean_latents_back_and_costs_nothing(kind):
+    clean = torch.randn(4, 2, 4, 4)
+    noised = add_noise(scheduler(kind), clean)
+    assert torch.allclose(predicted_latents(scheduler(kind), noised.target, noised), clean, atol=1e-3)
+    assert denoising_loss(noised.target, noised) == 0
+
+
+def test_both_kinds_weigh_the_same_mistake_in_the_picture_alike():
+    clean, noise, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([50, 400, 800])
+    error, costs = 0.01 * torch.randn(3, 2, 4, 4), []
+    for kind in KINDS:
+        noised = noised_at(scheduler(kind), clean, noise, t)
+        abar = scheduler(kind).alphas_cumprod[t].view(-1, 1, 1, 1)
+        # What moves the predicted clean latents by `error`.
+        factor = -1 / (1 - abar).sqrt() if kind == "v_prediction" else -(abar / (1 - abar)).sqrt()
+        shifted = noised.target + factor * error
+        assert torch.allclose(predicted_latents(scheduler(kind), shifted, noised), clean + error, atol=1e-3)
+        costs.append((shifted - noised.target).pow(2).mean((1, 2, 3)) * noised.weights)
+    assert torch.allclose(*costs, rtol=1e-3)
