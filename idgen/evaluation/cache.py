@@ -80,15 +80,12 @@ class RowCache:
         """
         processes = processes or Processes()
         digests = [self._digest(photo) for photo in photos]
-        known = self._load(reader)
+        known = self._load_together(reader, processes)
         missing = {digest: photo for digest, photo in zip(digests, photos, strict=True) if digest not in known}
         if missing:
             share = list(missing.items())[processes.index :: processes.count]
             self._read(reader, share, batch, what)
-            processes.wait()
-            if processes.count > 1:
-                self._rows.pop(reader.key)
-                known = self._load(reader)
+            known = self._load_together(reader, processes)
         if not photos:
             return torch.zeros(0, reader.width)
         return torch.from_numpy(np.stack([known[digest] for digest in digests]))
@@ -115,6 +112,15 @@ class RowCache:
             with open(temporary, "wb") as stream:
                 names = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
                 np.savez(stream, digests=names, rows=np.stack([rows[digest] for digest in digests]))
+
+    def _load_together(self, reader: Reader, processes: Processes) -> dict[bytes, np.ndarray]:
+        """What is kept, the same for all processes: nobody writes while another one still reads."""
+        if processes.count > 1:
+            processes.wait()
+            self._rows.pop(reader.key, None)
+        known = self._load(reader)
+        processes.wait()
+        return known
 
     def _load(self, reader: Reader) -> dict[bytes, np.ndarray]:
         if reader.key not in self._rows:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from idgen.evaluation.identity import FaceSet, Scale, cosine_to, per_person
+from idgen.evaluation.identity import FaceSet, Scale, nearest_cosine, per_person
 from idgen.evaluation.readers import FaceTable
 from idgen.evaluation.results import Flag
 
@@ -23,6 +23,8 @@ REPEATED = 0.008
 BLURRED = 0.25
 # id_scores by the conditioning recogniser and by the judge between which only one of them takes it for the person.
 CONVINCED, UNCONVINCED = 0.7, 0.3
+# id_score by which the nearest reference may be nearer than the nearest other photo.
+OVERFITTED = 0.25
 # Share of the pictures from which on a flag is one of the whole set.
 LIMIT = 0.05
 
@@ -126,19 +128,22 @@ def find_flags(
     return findings
 
 
-def reference_gap(
-    made: FaceSet, references: FaceSet, others: FaceSet, scale: Scale, limit: float = 0.35
-) -> tuple[float, Flag | None]:
-    """How much more like the references than like the person's other photos the pictures are, in id_score; real photos: 0."""
+def reference_gap(made: FaceSet, references: FaceSet, others: FaceSet, scale: Scale) -> tuple[float, Flag | None]:
+    """How much more like its nearest reference a picture is than like the nearest of as many other photos, in id_score.
+
+    Of a new real photo it is 0 on average: the references are photos like any other.
+    """
+    references, others = references.seen(), others.seen()
+    several = torch.minimum(references.counts(), others.counts())  # (people,): the more photos, the nearer the nearest
     same, different = scale.ends
-    gaps = (cosine_to(made, references) - cosine_to(made, others)) / (same - different)
-    by_person = per_person(gaps, made)
+    best = [
+        nearest_cosine(made, photos.only(photos.places() < several[photos.person])) for photos in (references, others)
+    ]
+    by_person = per_person((best[0] - best[1]) / (same - different), made)
     gap = float(by_person[~by_person.isnan()].mean())
-    if not gap > limit:
+    if not gap > OVERFITTED:
         return gap, None
-    text = (
-        f"The pictures are {gap:.2f} id_score more like the references than like other photos: they copy, or overfit."
-    )
+    text = f"The pictures are {gap:.2f} id_score more like their nearest reference than like other photos: they copy, or overfit."
     return gap, Flag("copies the references", text)
 
 

@@ -123,6 +123,18 @@ def cosine_to(pictures: FaceSet, photos: FaceSet) -> Tensor:
     return torch.where(photos.counts()[pictures.person] > 0, own, torch.nan)
 
 
+def nearest_cosine(pictures: FaceSet, photos: FaceSet) -> Tensor:
+    """(n,): each picture's cosine to the most similar of its person's photos; NaN where there is none."""
+    photos = photos.seen()
+    probes, gallery = unit(pictures.vectors), unit(photos.vectors)
+    best = torch.full((len(pictures),), torch.nan, dtype=torch.float64)
+    for person in pictures.person.unique().tolist():
+        mine, own = (pictures.person == person).nonzero()[:, 0], photos.person == person
+        if own.any():
+            best[mine] = (probes[mine] @ gallery[own].T).amax(1).double()
+    return best
+
+
 def per_person(values: Tensor, pictures: FaceSet) -> Tensor:
     """(people,): mean over each person's pictures of (n,) values; NaN for people without pictures."""
     sums = torch.zeros(pictures.people, dtype=torch.float64).index_add_(0, pictures.person, values.double())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,3 +40,12 @@ class Processes:
         """Until all are here: what each wrote can then be read by the others."""
         if self.state is not None:
             self.state.wait_for_everyone()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the first process do what the others then find done."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()

@@ -176,6 +176,21 @@ class VisionReader:
         return self.model(pixels.to(self.model.device)).pooler_output.float().cpu()
 
 
+class InceptionReader:
+    """The 2048 features that FID is defined by; MissingExtra where torch-fidelity or its weights are not here."""
+
+    width = 2048
+
+    def __init__(self, device: torch.device) -> None:
+        from idgen.metrics.optional import load_inception
+
+        self.network, self.key = load_inception(device), f"inception-{VERSION}"
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
+        rows = [self.network(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]) for image in images]
+        return torch.cat(rows)
+
+
 def _grey(images: Tensor, side: int) -> Tensor:
     """(n, height, width, 3) uint8 -> (n, side * side) in 0..1."""
     luma = (images.float() / 255 * torch.tensor([0.299, 0.587, 0.114])).sum(-1)
