@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from idgen.pipelines.arc2face import Arc2FacePipeline
     from idgen.pipelines.fact import FACTControlNetPipeline, FACTPipeline
     from idgen.pipelines.instantid import InstantIDImg2ImgPipeline, InstantIDPipeline
+    from idgen.pipelines.pva import PVAInpaintPipeline
+    from idgen.pipelines.reference_restore import ReferenceRestorePipeline
     from idgen.pipelines.wplus import WPlusPipeline
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "FACTPipeline",
     "InstantIDImg2ImgPipeline",
     "InstantIDPipeline",
+    "PVAInpaintPipeline",
+    "ReferenceRestorePipeline",
     "WPlusPipeline",
 ]
 
@@ -30,6 +34,8 @@ _LAZY = {
     "FACTPipeline": "idgen.pipelines.fact",
     "InstantIDImg2ImgPipeline": "idgen.pipelines.instantid",
     "InstantIDPipeline": "idgen.pipelines.instantid",
+    "PVAInpaintPipeline": "idgen.pipelines.pva",
+    "ReferenceRestorePipeline": "idgen.pipelines.reference_restore",
     "WPlusPipeline": "idgen.pipelines.wplus",
 }
 

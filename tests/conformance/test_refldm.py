@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
 from idgen.adapters.cachekv import (
@@ -30,6 +31,7 @@ from idgen.losses.identity import (
     timestep_weights,
 )
 from idgen.models.published import part
+from idgen.pipelines import ReferenceRestorePipeline
 from tests.conformance.golden import Golden, goldens
 
 
@@ -144,6 +146,41 @@ def test_restoration_equals_the_original(folder, tmp_path):
                 "image": model.vq.decode(latent).sample,
             }
             results |= {f"run{index}.{name}": value for name, value in values.items()}
+    golden.check(results)
+
+
+@pytest.mark.parametrize("folder", goldens("refldm_ddim_cfg"), ids=lambda folder: folder.name)
+def test_the_pipeline_restores_as_the_original(folder, tmp_path):
+    golden = Golden(folder)
+    inputs, sizes = golden.inputs(), golden.config["ldm"]["unet_config"]["params"]
+    weights = golden.weights()
+    first_stage = part(weights, "first_stage_model.")
+    others = {key: value for key, value in weights.items() if not key.startswith("first_stage_model.")}
+    torch.save(others, tmp_path / "refldm.ckpt")
+    torch.save({"state_dict": first_stage}, tmp_path / "vqgan.ckpt")
+    published = ReFLDMConfig(head_channels=sizes["num_head_channels"], size=golden.config["image"])
+    pipe = ReferenceRestorePipeline.from_pretrained(tmp_path, published=published)
+    pipe.set_progress_bar_config(disable=True)
+    photo, references = (photos / 2 + 0.5 for photos in (inputs["lq_image"], inputs["ref_image"]))
+    people = split_panorama(references, golden.config["references"])
+    spacing = {"uniform_trailing": "trailing", "uniform": "leading"}
+    results = {}
+    for index, run in enumerate(golden.config["runs"]):
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing[run["schedule"]])
+        seen = []
+        settings = {
+            "num_inference_steps": run["steps"],
+            "guidance_scale": run["cfg_scale"],
+            "latents": inputs["x_T"],
+            "callback_on_step_end": lambda pipe, step, t, values, to=seen: to.append(values["latents"]),
+        }
+        results[f"run{index}.latent"] = pipe(photo, people, output_type="latent", **settings).images
+        results[f"run{index}.x_steps"] = torch.stack(seen)
+        image = pipe(photo, cache=[pipe.cache(one) for one in people], output_type="pt", **settings).images
+        with torch.no_grad():
+            decoded = pipe.vq.decode(results[f"run{index}.latent"]).sample
+        assert torch.allclose(image, (decoded / 2 + 0.5).clamp(0, 1), atol=1e-5)
+    golden.meta["outputs"] = {name: golden.meta["outputs"][name] for name in results}
     golden.check(results)
 
 

@@ -59,7 +59,17 @@ def load_encoder(folder: Path, *, dtype: torch.dtype = torch.float32, variant: s
 
 
 def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32, variant: str | None = None) -> ModelMixin:
-    """The autoencoder of a Stable Diffusion folder, of the diffusers class that its config names.
+    """The autoencoder of a Stable Diffusion folder; as `load_model`."""
+    return load_model(folder, "autoencoder", dtype=dtype, variant=variant)
+
+
+def load_model(
+    folder: Path, what: str, *, dtype: torch.dtype = torch.float32, variant: str | None = None
+) -> ModelMixin:
+    """A model of the diffusers class that the folder's config names, in eval mode.
+
+    Args:
+        what: "autoencoder", for messages.
 
     Raises:
         IdgenError: as `load_unet`, or a class that diffusers does not have.
@@ -68,11 +78,11 @@ def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32, variant: str |
     kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
     known = isinstance(kind, type) and issubclass(kind, ModelMixin)
     if not known:
-        raise IdgenError(f"{folder / 'config.json'} names no autoencoder of diffusers: {config.get('_class_name')!r}")
+        raise IdgenError(f"{folder / 'config.json'} names no {what} of diffusers: {config.get('_class_name')!r}")
     state = modern_attention_keys(read_weights(folder, [MODEL_FILE], variant))
     with init_empty_weights(include_buffers=False):
-        vae = kind.from_config(config)
-    return _fill(vae, state, dtype, f"the autoencoder in {folder}")
+        model = kind.from_config(config)
+    return _fill(model, state, dtype, f"the {what} in {folder}")
 
 
 def modern_attention_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

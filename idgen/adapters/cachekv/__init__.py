@@ -3,7 +3,7 @@
 A latent diffusion model whose self-attention reads the keys and values of reference photos (CacheKV).
 """
 
-from idgen.adapters.cachekv.cache import MergedCache, ReferenceCache, merge
+from idgen.adapters.cachekv.cache import MergedCache, ReferenceCache, gather, merge
 from idgen.adapters.cachekv.config import ReFLDMConfig
 from idgen.adapters.cachekv.convert import ReFLDM, load_refldm, load_unet, load_vq
 from idgen.adapters.cachekv.encode import encode_references, split_panorama
@@ -18,6 +18,7 @@ __all__ = [
     "ReFLDMConfig",
     "ReferenceCache",
     "encode_references",
+    "gather",
     "load_refldm",
     "load_unet",
     "load_vq",

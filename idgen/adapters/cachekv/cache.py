@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
+from idgen.identity import Identity
 
 FORMAT = "idgen reference cache"
-SIGNATURE = "signature"  # the tensor's name in a file
+SIGNATURE, IDENTITY = "signature", "identity"  # the tensors' names in a file
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,12 +44,14 @@ class ReferenceCache:
         references: how many references a row's tokens show.
         copies: as how many references each of them counts (log(copies) is added to its logits); 1 but for null references.
         signature: values of the weights that made it, by which a stored cache recognises its model.
+        identity: who the references show, where a recogniser has seen them: it finds the person in a photo of several.
     """
 
     layers: Mapping[str, CachedLayer]
     references: int
     copies: int
     signature: Tensor
+    identity: Identity | None = None
 
     @property
     def rows(self) -> int:
@@ -110,8 +113,16 @@ class ReferenceCache:
         tensors = {f"{name}.key": layer.key for name, layer in self.layers.items()}
         tensors |= {f"{name}.value": layer.value for name, layer in self.layers.items()}
         levels = {name: layer.level for name, layer in self.layers.items()}
-        header = {"format": FORMAT, "references": self.references, "copies": self.copies, "levels": levels}
-        save_weights(path, {**tensors, SIGNATURE: self.signature}, header)
+        header: dict[str, object] = {
+            "format": FORMAT,
+            "references": self.references,
+            "copies": self.copies,
+            "levels": levels,
+        }
+        tensors[SIGNATURE] = self.signature
+        if self.identity is not None:
+            tensors[IDENTITY], header["recogniser"] = self.identity.raw, self.identity.recogniser
+        save_weights(path, tensors, header)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> ReferenceCache:
@@ -129,7 +140,8 @@ class ReferenceCache:
                 name: CachedLayer(level, tensors[f"{name}.key"], tensors[f"{name}.value"])
                 for name, level in levels.items()
             }
-            cache = cls(layers, int(header["references"]), int(header["copies"]), tensors[SIGNATURE])
+            identity = Identity(tensors[IDENTITY], header["recogniser"]) if IDENTITY in tensors else None
+            cache = cls(layers, int(header["references"]), int(header["copies"]), tensors[SIGNATURE], identity)
         except (KeyError, ValueError, AttributeError) as error:
             raise IdgenError(f"{path} is a damaged reference cache ({error}): build it again") from error
         if not layers or any(layer.key.shape != layer.value.shape or layer.key.ndim != 3 for layer in layers.values()):
@@ -158,6 +170,30 @@ class MergedCache:
 
     def __repr__(self) -> str:
         return f"MergedCache{self.parts}"
+
+
+def gather(caches: Sequence[ReferenceCache]) -> ReferenceCache | MergedCache:
+    """One batch whose first rows read the first cache, and so on; of one piece where all hold as many references.
+
+    Raises:
+        IdgenError: as `merge`.
+    """
+    merged = merge(*caches)
+    first = caches[0]
+    shapes = {
+        (cache.references, cache.copies, *(layer.key.shape[1] for layer in cache.layers.values())) for cache in caches
+    }
+    if len(shapes) > 1:
+        return merged
+    layers = {
+        name: CachedLayer(
+            layer.level,
+            torch.cat([cache.layers[name].key for cache in caches]),
+            torch.cat([cache.layers[name].value for cache in caches]),
+        )
+        for name, layer in first.layers.items()
+    }
+    return first if len(caches) == 1 else replace(first, layers=layers, identity=None)
 
 
 def merge(*caches: ReferenceCache) -> MergedCache:

@@ -21,6 +21,8 @@ class ReFLDMConfig:
         steps: denoising steps.
         schedule: which timesteps they fall on, see `sampling.timesteps`.
         guidance_scale: how far the references are followed; 1 does without guidance.
+        size: side of the photos in pixels.
+        references: with how many of them it was trained.
     """
 
     head_channels: int = 32
@@ -28,9 +30,11 @@ class ReFLDMConfig:
     steps: int = 50
     schedule: Schedule = "uniform_trailing"
     guidance_scale: float = 1.5
+    size: int = 512
+    references: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("head_channels", "norm_groups", "steps"):
+        for name in ("head_channels", "norm_groups", "steps", "size", "references"):
             if getattr(self, name) < 1:
                 raise IdgenError(f"{name} is {getattr(self, name)}, expected a positive number")
         if self.schedule not in SCHEDULES:

@@ -66,11 +66,18 @@ class ReFLDM:
     unet_keys: KeyMap
 
 
-def load_refldm(path: str | os.PathLike[str], config: ReFLDMConfig | None = None, *, ema: bool = True) -> ReFLDM:
+def load_refldm(
+    path: str | os.PathLike[str],
+    config: ReFLDMConfig | None = None,
+    *,
+    vqgan: str | os.PathLike[str] | None = None,
+    ema: bool = True,
+) -> ReFLDM:
     """refldm.ckpt as the authors published it.
 
     Args:
         config: what the weights do not show; the authors' by default.
+        vqgan: vqgan.ckpt, for a file that does not hold the autoencoder.
         ema: the averaged weights, which the authors restore with, rather than those that training goes on from.
 
     Raises:
@@ -81,8 +88,13 @@ def load_refldm(path: str | os.PathLike[str], config: ReFLDMConfig | None = None
     state = load_weights(path)
     _refuse_unknown(state, (UNET, EMA, FIRST_STAGE, *CONDITIONS, RECOGNISER), SCHEDULE, what)
     unet, keys = _unet(state, config, ema=ema, what=what)
-    vq = _vq(part(state, FIRST_STAGE), config, FIRST_STAGE, what)
-    _check_conditions(state, what)
+    if any(key.startswith(FIRST_STAGE) for key in state):
+        vq = _vq(part(state, FIRST_STAGE), config, FIRST_STAGE, what)
+        _check_conditions(state, what)
+    elif vqgan is not None:
+        vq = load_vq(vqgan, config)
+    else:
+        raise IdgenError(f"{what} has no keys {FIRST_STAGE}*, the autoencoder: put vqgan.ckpt beside it")
     return ReFLDM(unet, vq, _scheduler(state, what), keys)
 
 
@@ -174,6 +186,7 @@ def _scheduler(state: State, what: str) -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        timestep_spacing="trailing",  # the authors' "uniform_trailing", for whichever sampler takes its place
     )
     if not torch.allclose(scheduler.alphas_cumprod, state["alphas_cumprod"].float(), rtol=1e-4):
         raise IdgenError(f"{what}: alphas_cumprod does not belong to betas: the file is damaged")

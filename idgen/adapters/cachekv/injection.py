@@ -10,9 +10,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import align_module_device
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
@@ -32,6 +34,8 @@ from idgen.errors import IdgenError
 SIGNATURE_VALUES = 64
 # A model in half precision still knows its caches; a retrained one does not.
 SIGNATURE_TOLERANCE = 0.02
+
+_ENTERING = Lock()
 
 
 class CacheKV:
@@ -61,6 +65,21 @@ class CacheKV:
             raise IdgenError("this UNet has no self-attention: CacheKV needs a UNet2DModel with AttnDownBlock2D")
         self._originals: dict[str, Callable[..., Tensor]] = {}
         self._nulls: dict[tuple[object, ...], tuple[object, ReferenceCache]] = {}
+
+    @classmethod
+    def of(cls, unet: UNet2DModel) -> CacheKV:
+        """The one that is in a UNet; a new one enters where there is none.
+
+        Raises:
+            IdgenError: the UNet has no self-attention, or processors other than diffusers' own.
+        """
+        with _ENTERING:
+            owners = (getattr(getattr(one, "processor", None), "owner", None) for one in unet.modules())
+            inside = next((owner for owner in owners if isinstance(owner, cls) and owner.unet is unet), None)
+            if inside is None:
+                inside = cls(unet)
+                inside.inject()
+            return inside
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -135,7 +154,13 @@ class CacheKV:
             layers[layer.name] = CachedLayer(layer.level, key, value)  # (people, references * tokens, channels) each
         return ReferenceCache(layers, references, 1, self._signature())
 
-    def null(self, size: tuple[int, int], references: int = 1, levels: Iterable[int] | None = None) -> ReferenceCache:
+    def null(
+        self,
+        size: tuple[int, int],
+        references: int = 1,
+        levels: Iterable[int] | None = None,
+        device: torch.device | None = None,
+    ) -> ReferenceCache:
         """The cache of references whose latents are zero, which guidance compares with: one row, computed once per model.
 
         Equal references have equal keys, so n of them weigh in the softmax as one with log(n) added to its logits.
@@ -144,6 +169,7 @@ class CacheKV:
             size: (h, w) of the latents.
             references: how many of them there are to be.
             levels: as for `build`.
+            device: where the UNet computes, which under offloading is not where its weights are.
 
         Raises:
             IdgenError: none, or a level without self-attention.
@@ -153,12 +179,13 @@ class CacheKV:
         unet = self.unet
         # Weights that changed since (a training step, other weights) have another version or another place.
         weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in unet.parameters()]
-        key = (size, unet.dtype, unet.device)
+        device = device or unet.device
+        key = (size, unet.dtype, device)
         known, cache = self._nulls.get(key, (None, None))
         if cache is None or known != weights:
             # Kept for later calls, which may train or compute in full precision.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(unet.device.type, enabled=False):
-                zeros = torch.zeros(1, 1, unet.config.out_channels, *size, dtype=unet.dtype, device=unet.device)
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                zeros = torch.zeros(1, 1, unet.config.out_channels, *size, dtype=unet.dtype, device=device)
                 cache = self.build(zeros)
             self._nulls[key] = (weights, cache)
         wanted = {layer.level for layer in self._at(levels)}
@@ -185,12 +212,19 @@ class CacheKV:
         Raises:
             IdgenError: missing or damaged, or made by another model.
         """
-        cache = ReferenceCache.read(path)
+        return self.check(ReferenceCache.read(path), str(path)).to(device=self.unet.device)
+
+    def check(self, cache: ReferenceCache, what: str = "this cache") -> ReferenceCache:
+        """The cache, if this model made it.
+
+        Raises:
+            IdgenError: another model did.
+        """
         self._check_layers(cache)
         own = self._signature()
         if cache.signature.shape != own.shape or (cache.signature - own).norm() > SIGNATURE_TOLERANCE * own.norm():
-            raise IdgenError(f"{path} was made by a model with other weights: build it again from the references")
-        return cache.to(device=self.unet.device)
+            raise IdgenError(f"{what} was made by a model with other weights: build it again from the references")
+        return cache
 
     def _at(self, levels: Iterable[int] | None) -> list[SelfAttention]:
         """The layers at some resolutions, in the order in which they run."""
@@ -211,7 +245,8 @@ class CacheKV:
 
     def _signature(self) -> Tensor:
         """Some values of the weights, (64,) float32 on the CPU."""
-        return self.unet.conv_in.weight.detach().flatten()[:SIGNATURE_VALUES].float().cpu()
+        with align_module_device(self.unet.conv_in):  # its weights may be offloaded
+            return self.unet.conv_in.weight.detach().flatten()[:SIGNATURE_VALUES].float().cpu()
 
     def _require_injected(self) -> None:
         if not self._originals:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
 from idgen.adapters.cachekv.cache import MergedCache, ReferenceCache, merge
@@ -51,7 +52,7 @@ def set_timesteps(
 
 
 class GuidedUNet:
-    """The noise prediction of a restoration: `guided(latents, t)`.
+    """The model's prediction for a restoration: `guided(latents, t)`.
 
     eps = eps(photo, null) + scale (eps(photo, references) - eps(photo, null)), where null references are as many and have
     latents of zero. Guidance is over the references only: the photo is in both. Scale 1 takes one pass without null.
@@ -59,51 +60,62 @@ class GuidedUNet:
     Args:
         kv: in its UNet.
         lq: (photos, channels, h, w) latents of the photos to restore.
-        references: of one person for all photos, or one row per photo.
+        references: of one person for all photos, or one row per photo; None to restore without.
         scale: how far the references are followed.
     """
 
-    def __init__(self, kv: CacheKV, lq: Tensor, references: ReferenceCache, scale: float = 1.5) -> None:
+    def __init__(
+        self, kv: CacheKV, lq: Tensor, references: ReferenceCache | MergedCache | None, scale: float = 1.5
+    ) -> None:
         self.kv, self.scale = kv, scale
-        self.guided = scale != 1
+        self.guided = references is not None and scale != 1
         self.lq = lq.repeat(2, 1, 1, 1) if self.guided else lq
-        self.cache: ReferenceCache | MergedCache = references.expand(len(lq))
-        if self.guided:
-            null = kv.null((lq.shape[-2], lq.shape[-1]), references.references * references.copies, references.levels)
-            self.cache = merge(null.expand(len(lq)), references.expand(len(lq)))
+        self.cache: MergedCache | None = None
+        if references is not None:
+            given = references.parts if isinstance(references, MergedCache) else (references.expand(len(lq)),)
+            nulls = [self._null(part) for part in given] if self.guided else []
+            self.cache = merge(*nulls, *given)
 
-    def __call__(self, latents: Tensor, timestep: Tensor | int) -> Tensor:
+    def __call__(self, latents: Tensor, timestep: Tensor | float) -> Tensor:
         """
         Args:
             latents: (photos, channels, h, w), noisy.
         """
         noisy = latents.repeat(2, 1, 1, 1) if self.guided else latents
-        with self.kv.attend(self.cache):
-            noise = self.kv.unet(torch.cat([noisy, self.lq], 1), timestep).sample
+        with self.kv.attend(self.cache) if self.cache is not None else nullcontext():
+            predicted = self.kv.unet(torch.cat([noisy, self.lq], 1), timestep).sample
         if not self.guided:
-            return noise
-        without, with_references = noise.chunk(2)
+            return predicted
+        without, with_references = predicted.chunk(2)
         return without + self.scale * (with_references - without)
+
+    def _null(self, part: ReferenceCache) -> ReferenceCache:
+        size = (self.lq.shape[-2], self.lq.shape[-1])
+        count = part.references * part.copies
+        return self.kv.null(size, count, part.levels, self.lq.device).expand(part.rows)
 
 
 @torch.no_grad()
 def restore(
     guided: GuidedUNet,
-    scheduler: DDIMScheduler,
+    scheduler: Any,
     noise: Tensor,
-    on_step: Callable[[int, DDIMSchedulerOutput], None] | None = None,
+    on_step: Callable[[int, Any], Tensor | None] | None = None,
+    **options: Any,
 ) -> Tensor:
     """Latents of the restored photos (photos, channels, h, w); `vq.decode` makes pictures of them.
 
     Args:
-        scheduler: with its timesteps set, see `set_timesteps`.
+        scheduler: of diffusers, with its timesteps set; for the published ones see `set_timesteps`.
         noise: what to begin with, like the result.
-        on_step: sees each step's number, latents (`prev_sample`) and clean latents as predicted (`pred_original_sample`).
+        on_step: sees each step's number and what the scheduler returned (`prev_sample`; DDIM's also has
+            `pred_original_sample`, the clean latents as predicted); latents that it returns take the place of the step's.
+        options: for `scheduler.step`, such as `generator`.
     """
     latents = noise * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
-        step = scheduler.step(guided(latents, timestep), timestep, latents)
-        latents = step.prev_sample
-        if on_step is not None:
-            on_step(index, step)
+        predicted = guided(scheduler.scale_model_input(latents, timestep), timestep)
+        step = scheduler.step(predicted, timestep, latents, **options)
+        changed = on_step(index, step) if on_step is not None else None
+        latents = step.prev_sample if changed is None else changed
     return latents
