@@ -68,9 +68,13 @@ def load_source(
     Raises:
         IdgenError: an unknown class, weights that are missing or broken, prompts for a pipeline that takes none.
     """
+    from diffusers.utils import logging
+
     import idgen.pipelines
     from idgen.weights import mini_root
 
+    logging.set_verbosity_error()  # its remarks on configs and dtypes tell a user nothing
+    logging.disable_progress_bar()
     folder = mini_root() if source == "mini" else Path(source).expanduser()
     name = _class_of(folder) or protocol.pipeline
     if name not in idgen.pipelines.__all__:
@@ -92,6 +96,10 @@ def load_source(
         raise IdgenError(
             f"protocol {protocol.name!r} has prompts and {name} takes none: choose another pipeline or protocol"
         )
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    unknown = sorted(set(protocol.call) - set(parameters))
+    if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        raise IdgenError(f"{name} has no argument {unknown[0]!r}: take it out of the protocol's `call`")
     return found
 
 
@@ -135,7 +143,7 @@ def generate(
     for start in progress(starts, len(starts), "generating") if missing else ():
         part = missing[start : start + batch]
         for person in {job[0] for job in part} - identities.keys():
-            identities[person] = encoder([photo.source for photo in shown if photo.person == person])
+            identities[person] = _identity(encoder, [p for p in shown if p.person == person], material.people[person])
         pictures = _call(
             source,
             [identities[job[0]] for job in part],
@@ -182,19 +190,17 @@ def generate_captions(
     return photos
 
 
+def _identity(encoder: FaceEncoder, photos: list[Photo], name: str) -> Any:
+    try:
+        return encoder([photo.source for photo in photos])
+    except IdgenError as error:
+        raise IdgenError(f"{name}: {error}") from None
+
+
 def _call(
     source: Source, identities: list[Any], prompts: list[str] | None, seeds: list[int], call: dict[str, Any]
 ) -> list[Image.Image]:
     options: dict[str, Any] = dict(call) | ({"prompt": prompts} if prompts else {})
-    unknown = sorted(set(call) - set(inspect.signature(type(source.pipe).__call__).parameters))
-    takes_any = any(
-        one.kind is inspect.Parameter.VAR_KEYWORD
-        for one in inspect.signature(type(source.pipe).__call__).parameters.values()
-    )
-    if unknown and not takes_any:
-        raise IdgenError(
-            f"{type(source.pipe).__name__} has no argument {unknown[0]!r}: take it out of the protocol's `call`"
-        )
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return list(source.pipe(identities, generator=generators, **options).images)
 

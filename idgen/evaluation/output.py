@@ -65,13 +65,13 @@ def write_files(out: Path, source: str, evidence: Evidence, sheet: Sheet, findin
         "settings": protocol.model_dump(mode="json", exclude={"published"}),
         "seed": evidence.seed,
         "device": str(evidence.device),
-        "versions": _versions(),
+        "versions": versions(),
     }
     files = [out / name for name in ("report.html", "metrics.json", "metrics.csv")]
     page = Page(f"{protocol.title}: {source}", _facts(content, evidence), protocol.published, protocol.notes)
     _write_table(files[2], material, sheet)
     with atomic_write(files[1]) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     with atomic_write(files[0]) as temporary:
         temporary.write_text(write_report(evidence, sheet, findings, page), encoding="utf-8")
     return Outcome(sheet, findings, files[0], files[1], files[2], content)
@@ -111,16 +111,17 @@ def _facts(content: dict[str, Any], evidence: Evidence) -> dict[str, str]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
     return {"idgen": __version__} | {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy")}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinities as null: JSON has neither."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

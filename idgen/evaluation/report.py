@@ -58,14 +58,14 @@ def write_report(evidence: Evidence, sheet: Sheet, findings: Findings, page: Pag
         f"<h1>{escape(page.title)}</h1>",
         *_flags(evidence, findings),
         "<h2>Figures</h2>",
-        _figures(sheet.figures),
+        figures_table(sheet.figures),
         *_plots(evidence, sheet),
         *_grids(evidence, sheet, findings),
         "<h2>Not measured</h2>",
-        _table(["figure", "why"], [[name, why] for name, why in sheet.not_run.items()]),
+        table(["figure", "why"], [[name, why] for name, why in sheet.not_run.items()]),
         *_published(page),
         "<h2>How</h2>",
-        _table(["", ""], [[name, value] for name, value in page.facts.items()]),
+        table(["", ""], [[name, value] for name, value in page.facts.items()]),
         *(f'<p class="small">{escape(note)}</p>' for note in page.notes),
     ]
     return html_page(page.title, parts)
@@ -86,12 +86,13 @@ def _flags(evidence: Evidence, findings: Findings) -> list[str]:
     return parts
 
 
-def _figures(figures: Sequence[Figure]) -> str:
+def figures_table(figures: Sequence[Figure]) -> str:
+    """Figures with their intervals and what is to be read beside them, as an HTML table."""
     rows = []
     for figure in figures:
         beside = "; ".join(f"{name} {value:.3g}" for name, value in figure.beside.items())
         rows.append([figure.title, str(figure), beside, figure.note])
-    return _table(["", "measured [95 % over people]", "beside it", ""], rows, number=1)
+    return table(["", "measured [95 %]", "beside it", ""], rows, number=1)
 
 
 def _plots(evidence: Evidence, sheet: Sheet) -> list[str]:
@@ -173,10 +174,11 @@ def _published(page: Page) -> list[str]:
     rows = [
         [method, *(f"{row[name]:g}" if name in row else "" for name in names)] for method, row in page.published.items()
     ]
-    return ["<h2>Published (the paper's own judge and figures)</h2>", _table(["", *names], rows)]
+    return ["<h2>Published (the paper's own judge and figures)</h2>", table(["", *names], rows)]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], number: int = -1) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], number: int = -1) -> str:
+    """An HTML table; `number` is the column that holds numbers."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     body = "".join(
         "<tr>"
