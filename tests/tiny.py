@@ -25,8 +25,11 @@ def tiny_tokenizer(words: Sequence[str] = WORDS, length: int = 16) -> CLIPTokeni
     return word_tokenizer({word: 2 + index for index, word in enumerate(words)}, bos=0, eos=1, length=length)
 
 
-def word_tokenizer(ids: dict[str, int], *, bos: int, eos: int, length: int) -> CLIPTokenizer:
-    """A CLIPTokenizer with the given ids for whole words; letters and their joints take ids that are still free."""
+def word_tokenizer(ids: dict[str, int], *, bos: int, eos: int, length: int, pad: int | None = None) -> CLIPTokenizer:
+    """A CLIPTokenizer with the given ids for whole words; letters and their joints take ids that are still free.
+
+    It fills up with the end of the prompt as Stable Diffusion 1.5's does, or with `pad`, a "!", as Stable Diffusion 2's.
+    """
     pieces, merges = [], []
     for word in ids:
         letters = [*word[:-1], word[-1] + "</w>"]
@@ -36,11 +39,14 @@ def word_tokenizer(ids: dict[str, int], *, bos: int, eos: int, length: int) -> C
             merges.append((joined, letter))
             joined += letter
     vocab = {"<|startoftext|>": bos, "<|endoftext|>": eos} | {f"{word}</w>": number for word, number in ids.items()}
+    filler = {} if pad is None else {"!": pad}
+    vocab |= filler
     free = (number for number in range(10**6) if number not in set(vocab.values()))
     for piece in pieces:
         if piece not in vocab:
             vocab[piece] = next(free)
-    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=length)
+    options = {"pad_token": next(iter(filler))} if filler else {}
+    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=length, **options)
 
 
 def tiny_text_encoder(tokenizer: CLIPTokenizer, hidden: int = HIDDEN) -> CLIPTextModel:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from idgen.adapters.base import Adapter, AdapterConfig
 from idgen.adapters.embeddings import People, references
 from idgen.adapters.injections.parts import JointPart, Part
-from idgen.adapters.injections.tokens import key_values, rename
-from idgen.adapters.layers import AttentionLayer
+from idgen.adapters.injections.tokens import KeyValue, key_values, rename
+from idgen.adapters.layers import AttentionLayer, attention
 from idgen.adapters.pva.transform import TransformNetwork
+from idgen.errors import IdgenError
 from idgen.models.published import part
 
 
@@ -50,6 +52,19 @@ class PVAAdapter(Adapter):
         context = next(layer.context for layer in layers if layer.cross)
         self.modifier = nn.Parameter(torch.zeros(context))
 
+    @classmethod
+    def for_unet(cls, unet: UNet2DConditionModel, config: AdapterConfig) -> PVAAdapter:
+        """A fresh transform network; attention to visual tokens begins as the UNet's own attention to text."""
+        adapter = super().for_unet(unet, config)
+        for layer in adapter.layers:
+            if layer.cross:
+                own, kv = attention(unet, layer), cast(KeyValue, adapter.kv[str(layer.index)])
+                pairs = ((adapter.query[str(layer.index)], own.to_q), (kv.to_k, own.to_k), (kv.to_v, own.to_v))
+                for ours, theirs in pairs:
+                    if ours.weight.shape == cast(nn.Linear, theirs).weight.shape:
+                        ours.weight.data.copy_(cast(nn.Linear, theirs).weight)
+        return adapter
+
     def embed(self, identity: People, *, visual_null: bool = False) -> tuple[Tensor, ...]:
         """
         Args:
@@ -60,8 +75,10 @@ class PVAAdapter(Adapter):
         config: PVAConfig = self.config
         rows = references(identity, norm="raw", recogniser=config.recogniser, dim=config.in_dim)
         weight = self.transform_network.q_tokens
-        # One person at a time: references differ in number, and the transformer has no padding.
-        tokens = torch.cat([self.transform_network(row[None].to(weight)) for row in rows])
+        if len({len(row) for row in rows}) == 1:
+            tokens = self.transform_network(torch.stack(rows).to(weight))
+        else:  # the transformer has no padding
+            tokens = torch.cat([self.transform_network(row[None].to(weight)) for row in rows])
         shown = torch.ones(len(tokens), 1, 1).to(tokens)
         return tokens, shown, torch.full_like(shown, float(visual_null))
 
@@ -88,14 +105,29 @@ class PVAAdapter(Adapter):
 
     @classmethod
     def convert(
-        cls, tensors: Mapping[str, Tensor], layers: Sequence[AttentionLayer], *, source: str = ""
+        cls,
+        tensors: Mapping[str, Tensor],
+        layers: Sequence[AttentionLayer],
+        *,
+        source: str = "",
+        own_attention_too: bool = False,
     ) -> tuple[AdapterConfig, dict[str, Tensor]]:
         """`FPIP.bin`: {'modifier_vec', 'transform_network': ..., 'unet': {'<layer>.to_visual_q.weight': ...}}.
 
         A recogniser that was tuned with it ('face_net') is left to whoever makes the identities.
+
+        Args:
+            own_attention_too: that the caller loads the UNet's own text attention where the file has it (`own_attention`).
         """
         what = f"PVA file {source}".rstrip()
+        changed = own_attention(tensors)
+        if changed and not own_attention_too:
+            raise IdgenError(
+                f"{what} also changes the UNet's own text attention ({len(changed)} weights), which is no part of an adapter:"
+                " PVAInpaintPipeline loads both"
+            )
         own = {key: value for key, value in tensors.items() if not key.startswith("face_net.")}
+        own = {key: value for key, value in own.items() if key.removeprefix("unet.") not in changed}
         network = part(own, "transform_network.")
         names = {f"transform_network.{key}": f"transform_network.{key}" for key in network}
         names["modifier_vec"] = "modifier"
@@ -108,3 +140,9 @@ class PVAAdapter(Adapter):
         return PVAConfig(recogniser=PVAConfig.recogniser, **TransformNetwork.sizes(network, what)), rename(
             own, names, what
         )
+
+
+def own_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The UNet's own text attention in a published file, by the UNet's names: there where all of `attn2` was tuned (CrossQKV)."""
+    unet = part(tensors, "unet.")
+    return {key: value for key, value in unet.items() if ".attn2." in key and ".to_visual_" not in key}

@@ -1,0 +1,117 @@
+"""PVA's training step, which its three trainings share: stage 1, stage 2, and the few steps for one person."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from idgen.adapters.embeddings import RawEmbeddings
+from idgen.adapters.pva.adapter import PVAAdapter
+from idgen.adapters.pva.prompt import PersonPrompts, encode_prompts
+from idgen.losses.diffusion import denoising_loss, noised_at
+
+
+@dataclass(frozen=True)
+class HoleBatch:
+    """Pictures with a hole, in latents, and whose they are.
+
+    Attributes:
+        latents, masked: (batch, channels, h, w) scaled latents of the whole pictures, and with the hole painted grey.
+        mask: (batch, 1, h, w), 1 in the hole.
+        references: (batch, references, dim) raw embeddings.
+        prompts: one for each picture, or one for all.
+    """
+
+    latents: Tensor
+    masked: Tensor
+    mask: Tensor
+    references: Tensor
+    prompts: PersonPrompts
+
+
+class PVADenoiser(nn.Module):
+    """UNet over text and visual tokens: (noisy latents with hole, times, prompts, references) -> prediction.
+
+    The adapter is injected: it trains where it will act.
+    """
+
+    def __init__(self, unet: nn.Module, adapter: PVAAdapter, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.adapter, self.text_encoder = unet, adapter, text_encoder
+
+    def forward(self, given: Tensor, timesteps: Tensor, prompts: PersonPrompts, references: Tensor) -> Tensor:
+        context = encode_prompts(self.text_encoder, prompts, self.adapter.modifier)
+        people = [RawEmbeddings(rows, self.adapter.config.recogniser) for rows in references]
+        conditioning = self.adapter.condition(people, guidance=False)
+        kwargs = conditioning.kwargs
+        return self.unet(given, timesteps, context.expand(len(given), -1, -1), cross_attention_kwargs=kwargs).sample
+
+
+def make_holes(vae: Any, pictures: Tensor, holes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, masked latents and the mask at their size, of pictures (batch, 3, H, W) in [-1, 1] and holes (batch, 1, H, W).
+
+    A variational autoencoder's latents are drawn from torch's global generator.
+    """
+    with torch.no_grad():
+        encoded = vae.encode(torch.cat([pictures, pictures * (holes < 0.5)]))
+        drawn = encoded.latent_dist.sample() if hasattr(encoded, "latent_dist") else encoded.latents
+        latents, masked = (drawn * vae.config.scaling_factor).chunk(2)
+    return latents, masked, F.interpolate((holes >= 0.5).to(latents), latents.shape[-2:])
+
+
+def stratified_times(scheduler: Any, batch: int, bins: int, device: torch.device) -> Tensor:
+    """(bins, batch) int64: each row of a batch at one random time of every stratum, from torch's global generator."""
+    width = scheduler.config.num_train_timesteps // bins
+    inside = torch.randint(0, width, (bins, batch), device=device)
+    return inside + width * torch.arange(bins, device=device)[:, None]
+
+
+def hole_loss(denoiser: Any, scheduler: Any, batch: HoleBatch, timesteps: Tensor, noise: Tensor) -> Tensor:
+    """The denoising loss over a batch at given times: plain for models that predict the noise, as PVA was trained.
+
+    Those that predict velocity have min-SNR weights, as the mini family was trained.
+
+    Args:
+        denoiser: a `PVADenoiser`, or what accelerate made of it.
+        timesteps: (batch,) int64.
+        noise: like the latents.
+    """
+    gamma = math.inf if scheduler.config.prediction_type == "epsilon" else 5.0
+    noised = noised_at(scheduler, batch.latents, noise, timesteps, gamma)
+    given = torch.cat([noised.noisy, batch.mask, batch.masked], 1)
+    return denoising_loss(denoiser(given, timesteps, batch.prompts, batch.references), noised)
+
+
+def train_on_bins(
+    denoiser: PVADenoiser,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    batch: HoleBatch,
+    timesteps: Tensor,
+    noise: Tensor,
+    accumulate: int,
+) -> Tensor:
+    """The pictures once at every stratum of time, one backward pass each, and a step of the optimiser after so many.
+
+    Args:
+        timesteps: (bins, batch) int64.
+        noise: (bins, batch, channels, h, w).
+        accumulate: backward passes per step; `bins` is a multiple of it.
+    Returns:
+        (bins,) losses.
+    """
+    losses = []
+    for index, (times, one) in enumerate(zip(timesteps, noise, strict=True), 1):
+        loss = hole_loss(denoiser, scheduler, batch, times, one)
+        (loss / accumulate).backward()
+        losses.append(loss.detach())
+        if index % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return torch.stack(losses)
