@@ -13,12 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from idgen.evaluation.callback import EvaluationCallback
     from idgen.evaluation.identity import FaceSet, Scale, cosine_to, pair_scores, per_person, retrieve
     from idgen.evaluation.output import Outcome
     from idgen.evaluation.protocol import Protocol, load_protocol, protocol_names
     from idgen.evaluation.runner import Request, evaluate
 
 __all__ = [
+    "EvaluationCallback",
     "FaceSet",
     "Outcome",
     "Protocol",
@@ -38,6 +40,7 @@ _LAZY = {
     **dict.fromkeys(("Protocol", "load_protocol", "protocol_names"), "protocol"),
     **dict.fromkeys(("Request", "evaluate"), "runner"),
     "Outcome": "output",
+    "EvaluationCallback": "callback",
 }
 
 

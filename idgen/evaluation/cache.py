@@ -90,6 +90,14 @@ class RowCache:
             return torch.zeros(0, reader.width)
         return torch.from_numpy(np.stack([known[digest] for digest in digests]))
 
+    def forget(self, photos: Sequence[Picture]) -> None:
+        """Drop what is kept in memory of pictures that nobody will ask for again."""
+        for photo in photos:
+            digest = self._digests.pop(photo, None)
+            for rows in self._rows.values():
+                if digest is not None:
+                    rows.pop(digest, None)
+
     def _read(self, reader: Reader, share: list[tuple[bytes, Picture]], batch: int, what: str) -> None:
         known, fresh = self._rows[reader.key], []
         starts = range(0, len(share), batch)

@@ -98,7 +98,6 @@ def evaluate(request: Request) -> Outcome | None:
         device = resolve_device(request.device)
         cache = RowCache(request.kept / "readings")
         who, material, captions = _prepare(request, protocol, cache, device, processes)
-        check_one_size(material.generated)
         evidence = gather(
             protocol,
             material,
