@@ -17,7 +17,7 @@ from idgen.console import progress
 from idgen.errors import IdgenError
 from idgen.evaluation.evidence import shown_references
 from idgen.evaluation.fingerprints import folder_fingerprint
-from idgen.evaluation.judge import declared_rewards
+from idgen.evaluation.judge import declared_rewards, encoder_name
 from idgen.evaluation.material import Material, Photo
 from idgen.evaluation.processes import Processes
 from idgen.evaluation.prompts import Prompt
@@ -30,19 +30,22 @@ if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
 
 
+WEIGHTS = frozenset({".safetensors", ".ckpt", ".bin", ".pt", ".pth"})
+
+
 @dataclass(frozen=True)
 class Source:
     """A pipeline that makes pictures.
 
     Attributes:
         pipe: of idgen.pipelines.
-        recogniser: that it is shown people with.
+        recogniser: that it is shown people with; None where it looks at photos themselves, or does not tell.
         rewards: recognisers that its weights say they were rewarded by.
         fingerprint: changes when its weights do.
     """
 
     pipe: Any
-    recogniser: str
+    recogniser: str | None
     rewards: tuple[str, ...]
     fingerprint: str
 
@@ -55,9 +58,16 @@ class Source:
 def is_pipeline(source: str) -> bool:
     """Whether a source is weights rather than a folder of pictures: mini, a model folder, or a hub id."""
     folder = Path(source).expanduser()
-    if source == "mini" or (folder / "model_index.json").is_file() or (folder / "arc2face").is_dir():
+    if (
+        source == "mini"
+        or folder.is_file()
+        or (folder / "model_index.json").is_file()
+        or (folder / "arc2face").is_dir()
+    ):
         return True
-    return not folder.exists() and source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    if folder.is_dir():
+        return any(path.suffix in WEIGHTS for path in folder.iterdir())
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
 def load_source(
@@ -85,10 +95,12 @@ def load_source(
     options: dict[str, Any] = {"torch_dtype": dtype} | ({"base": base} if base else {})
     pipe = getattr(idgen.pipelines, name).from_pretrained(source, **options).to(device)
     pipe.set_progress_bar_config(disable=True)
+    if protocol.task != _task_of(pipe):
+        raise IdgenError(f"protocol {protocol.name!r} is about pictures to {protocol.task}, and {name} can not do that")
     known_folder = folder.is_dir()
     found = Source(
         pipe,
-        str(getattr(pipe.config, "recogniser", "") or "mini"),
+        _recogniser(pipe),
         tuple(declared_rewards(folder)) if known_folder else (),
         folder_fingerprint(folder) if known_folder else source,
     )
@@ -120,13 +132,8 @@ def generate(
     changes what is drawn.
 
     Raises:
-        IdgenError: a protocol that does not generate from photos alone, or a reference without a face.
+        IdgenError: a reference without a face, or an identity that the pipeline does not understand.
     """
-    if protocol.task != "generate":
-        raise IdgenError(
-            f"protocol {protocol.name!r} is about pictures to {protocol.task}: make them with `idgen {protocol.task}` and"
-            " pass the folder of results"
-        )
     processes = processes or Processes()
     prompts = protocol.prompts or [""]
     names = [_safe(name) for name in material.people]
@@ -148,7 +155,7 @@ def generate(
             source,
             [identities[job[0]] for job in part],
             [prompts[job[1]] for job in part] if protocol.prompts else None,
-            [_seed(seed, *job[:3]) for job in part],
+            [picture_seed(seed, *job[:3]) for job in part],
             protocol.call,
         )
         for job, picture in zip(part, pictures, strict=True):
@@ -183,11 +190,20 @@ def generate_captions(
             [prompts[i].text for i in part],
             num_inference_steps=20,
             guidance_scale=3.0,
-            generator=[torch.Generator().manual_seed(_seed(seed, i)) for i in part],
+            generator=[torch.Generator().manual_seed(picture_seed(seed, i)) for i in part],
         ).images
         for i, picture in zip(part, pictures, strict=True):
             save_png(out / f"{i:04d}.png", picture)
     return photos
+
+
+def _recogniser(pipe: Any) -> str | None:
+    """As FaceEncoder calls it; of the pipeline itself or of the adapter in it."""
+    for part in (pipe, *vars(pipe).values()):
+        name = getattr(getattr(part, "config", None), "recogniser", None)
+        if isinstance(name, str) and name:
+            return encoder_name(name)
+    return None
 
 
 def _identity(encoder: FaceEncoder, photos: list[Photo], name: str) -> Any:
@@ -205,9 +221,15 @@ def _call(
     return list(source.pipe(identities, generator=generators, **options).images)
 
 
-def _seed(*numbers: int) -> int:
+def picture_seed(*numbers: int) -> int:
     """One number of several, so that no two pictures share their noise."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
+
+
+def _task_of(pipe: Any) -> str:
+    """What a pipeline does, told by what its call takes."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    return "inpaint" if "mask_image" in parameters else "restore" if "references" in parameters else "generate"
 
 
 def _class_of(folder: Path) -> str | None:

@@ -177,7 +177,7 @@ def _celebahq_idi(folder: Path, protocol: Protocol) -> Material:
         for name in infer:
             target = _photo(folder / "image" / name, folder, index)
             others.append(target)
-            jobs.append(Job(index, folder / "image" / name, target, folder / "mask" / f"{Path(name).stem}.png"))
+            jobs.append(Job(index, folder / "image" / name, target, folder / protocol.masks / f"{Path(name).stem}.png"))
     return Material([name for name, _, _ in pairs], references, others, jobs=jobs)
 
 

@@ -71,6 +71,7 @@ class Protocol(_Typed):
     prompts: list[str] = []
     pipeline: str = Field("Arc2FacePipeline", description="class of idgen.pipelines, where the weights do not tell")
     call: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's call")
+    masks: str = Field("mask", description="layout celebahq_idi: folder of masks, named after the pictures")
     judge: str = Field("judge", description="the recogniser that measures: as FaceEncoder.from_pretrained takes it")
     measures: list[Measure] = ["identity", "detection", "sharpness"]
     fars: list[float] = [1e-2, 1e-3]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from idgen.evaluation.protocol import Protocol, load_protocol
 from idgen.evaluation.readers import FaceReader
 from idgen.evaluation.results import Figure
 from idgen.files import atomic_write, check_output
+
+if TYPE_CHECKING:
+    from idgen.faces import FaceEncoder
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,7 @@ def _prepare(
     """Judge, people and generated pictures; everything that may be refused is, before the first picture is made."""
     from idgen.evaluation import built_in
     from idgen.evaluation.generate import generate, generate_captions, is_pipeline, load_source
+    from idgen.evaluation.repair import repair
 
     rendered = protocol.layout == "rendered"
     if not rendered and request.references is None:
@@ -195,23 +199,11 @@ def _prepare(
         built_in.leave_out_faceless(material, [FaceReader(encoder) for encoder in encoders], cache)
     captions = None
     if source is not None:
-        encoder = who.conditioning
-        if encoder is None:
-            from idgen.faces import FaceEncoder
-
-            encoder = FaceEncoder.from_pretrained(source.recogniser, device=device)
-        settings = _settings(request, protocol, source.fingerprint)
-        _claim(request.out, settings, processes)
-        material.generated = generate(
-            source,
-            encoder,
-            material,
-            protocol,
-            request.out / "images",
-            seed=request.seed,
-            batch=request.batch,
-            processes=processes,
-        )
+        _claim(request.out, _settings(request, protocol, source.fingerprint), processes)
+        kept: dict[str, Any] = {"seed": request.seed, "batch": request.batch, "processes": processes}
+        make = repair if material.jobs else generate
+        encoder = _shower(source.recogniser, who, device)
+        material.generated = make(source, encoder, material, protocol, request.out / "images", **kept)
         wanted = request.measures or protocol.measures
         if request.source == "mini" and rendered and "prompt_words" in wanted:
             with processes.main_first():
@@ -219,6 +211,20 @@ def _prepare(
                 pictures = generate_captions(prompts, request.out / "prompts", device, dtype, seed=request.seed)
             captions = Captions(prompts, pictures, real)
     return who, material, captions
+
+
+def _shower(recogniser: str | None, who: Judge, device: torch.device) -> FaceEncoder:
+    """Who embeds the references for the pipeline: its own recogniser. Where that is no encoder of ours (a pipeline that looks at
+    crops) the judge's detector cuts them; a pipeline that reads embeddings refuses the judge's."""
+    from idgen.faces import FaceEncoder
+    from idgen.faces.insightface_backend import PACKS
+    from idgen.faces.torch_backend import FAMILY
+
+    if who.conditioning is not None:
+        return who.conditioning
+    if recogniser in (*FAMILY, *PACKS):
+        return FaceEncoder.from_pretrained(recogniser, device=device)
+    return who.encoder
 
 
 def _protocol(request: Request) -> Protocol:
