@@ -149,3 +149,8 @@ class FaceEncoder:
         if crops.ndim != 4 or crops.shape[1:] != (3, CROP, CROP):
             raise IdgenError(f"aligned faces have the shape (n, 3, {CROP}, {CROP}), not {list(crops.shape)}")
         return self._network.forward(crops)
+
+    def embed_aligned(self, crops: np.ndarray) -> torch.Tensor:
+        """Raw embeddings (n, d) float32 on the CPU of aligned faces (n, 112, 112, 3) uint8 RGB, without gradients: any
+        recogniser can do this, also one that `encode_aligned` can not turn into a torch network."""
+        return self._network.embed(crops)
