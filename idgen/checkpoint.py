@@ -49,7 +49,9 @@ PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 ONNX_SUFFIXES = (".onnx",)
 
 
-def load_weights(path: str | os.PathLike[str], *, allow_non_finite: bool = False) -> dict[str, torch.Tensor]:
+def load_weights(
+    path: str | os.PathLike[str], *, allow_non_finite: bool = False, allow_empty: bool = False
+) -> dict[str, torch.Tensor]:
     """Every tensor of a weights file by name, on the CPU, in the dtype it was stored in.
 
     Nested dicts become dotted names (`{"image_proj": {"w": t}}` -> `image_proj.w`); a container such as
@@ -59,9 +61,10 @@ def load_weights(path: str | os.PathLike[str], *, allow_non_finite: bool = False
     Args:
         path: a `.safetensors`, `.bin`, `.pth`, `.pt`, `.ckpt` or `.onnx` file.
         allow_non_finite: for formats in which an infinity is meant (a stored attention mask).
+        allow_empty: for a file whose header says all.
 
     Raises:
-        IdgenError: the file is missing, truncated, not what its name says, would run code when opened, or holds a
+        IdgenError: the file is missing, empty, truncated, not what its name says, would run code when opened, or holds a
             value that is not finite.
     """
     path = _existing_file(path)
@@ -74,7 +77,7 @@ def load_weights(path: str | os.PathLike[str], *, allow_non_finite: bool = False
     else:
         known = ", ".join(SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES + ONNX_SUFFIXES)
         raise IdgenError(f"{path}: unknown kind of weights file {path.suffix!r}: use one of {known}")
-    if not tensors:
+    if not tensors and not allow_empty:
         raise IdgenError(f"{path} holds no tensors: is it a weights file?")
     if not allow_non_finite:
         _refuse_non_finite(tensors, path)

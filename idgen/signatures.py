@@ -210,7 +210,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "refldm",
         "ReF-LDM: UNet, first stage and their moving averages",
         (r"model\.diffusion_model\.input_blocks\..+\.qkv\.weight", r"first_stage_model\.quantize\.embedding\.weight"),
-        method="refldm",
+        method="cachekv",
         licence="for non-commercial research",
     ),
     Signature(

@@ -218,9 +218,10 @@ class Adapter(nn.Module, ABC):
         Raises:
             IdgenError: the file is missing, broken, of another method or base, or a key is missing, unknown or misshapen.
         """
-        tensors = load_weights(path)
         metadata = load_metadata(path) if Path(path).suffix == ".safetensors" else {}
-        if metadata.get("format") == FORMAT:
+        own = metadata.get("format") == FORMAT
+        tensors = load_weights(path, allow_empty=own)  # a method may have no weights, only settings
+        if own:
             if metadata.get("method") != cls.method:
                 raise IdgenError(f"{path} holds a {metadata.get('method')} adapter, not {cls.method}")
             config, layers = cls._described(metadata, path)

@@ -17,6 +17,7 @@ FOLDERS: dict[str, str] = {
     "arc2face": "idgen.adapters.arc2face",
     "arc2face_expression": "idgen.adapters.arc2face.expression",
     "arc2face_reference": "idgen.adapters.arc2face.reference",
+    "cachekv": "idgen.adapters.cachekv",
     "fact": "idgen.adapters.fact",
     "instantid": "idgen.adapters.instantid",
     "ip_faceid": "idgen.adapters.ip_faceid",

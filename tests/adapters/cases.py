@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from idgen.adapters.arc2face.expression import ExpressionConfig
 from idgen.adapters.arc2face.reference import ReferenceConfig
 from idgen.adapters.base import Adapter, AdapterConfig
+from idgen.adapters.cachekv import CacheKVConfig
 from idgen.adapters.fact import FACTConfig
 from idgen.adapters.instantid import InstantIDConfig
 from idgen.adapters.ip_faceid import FaceIDConfig
@@ -37,6 +38,7 @@ class Case:
         inputs: makes the further inputs of `condition` for some people.
         bases: the shapes of UNets that the method has.
         elsewhere: parameters that act outside of the UNet, where these tests do not look.
+        trained: whether it has weights; a method without any has nothing for gradients to reach.
     """
 
     method: str
@@ -45,6 +47,7 @@ class Case:
     inputs: Callable[[int], dict[str, Any]] = field(default=lambda people: {})
     bases: tuple[str, ...] = ("sd15", "sd2-inpaint", "sdxl")
     elsewhere: tuple[str, ...] = ()
+    trained: bool = True
 
     def build(self, unet: UNet2DConditionModel, seed: int = 0) -> Adapter:
         """The adapter with random weights, all of which matter: what a method begins at zero is random too."""
@@ -93,6 +96,25 @@ CASES = [
         random_tensor(4, 8, 8),
         lambda people: {"prompt_embeds": random_tensor(people, 7, WIDTH)(0)},
         bases=("sd15",),
+    ),
+    Case(
+        "cachekv",
+        CacheKVConfig(),
+        random_tensor(2, 4, 8, 8),
+        lambda people: {"prompt_embeds": random_tensor(people, 7, WIDTH)(0)},
+        bases=("sd15", "sd2-inpaint"),
+        trained=False,
+    ),
+    Case(
+        "cachekv",
+        CacheKVConfig(levels=(2,)),
+        random_tensor(2, 4, 8, 8),
+        lambda people: {
+            "prompt_embeds": random_tensor(people, 7, WIDTH)(0),
+            "added_cond_kwargs": {"text_embeds": random_tensor(1, 8)(1), "time_ids": random_tensor(1, 6)(2)},
+        },
+        bases=("sdxl",),
+        trained=False,
     ),
     Case(
         "fact",

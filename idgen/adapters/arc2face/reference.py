@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from idgen.adapters.base import Adapter, AdapterConfig
-from idgen.adapters.call import Conditioning, Entry
+from idgen.adapters.injections.listening import inside, read
 from idgen.adapters.injections.low_rank import TARGETS, LowRank, projections, read_lora
 from idgen.adapters.injections.parts import JointPart, LowRankPart, Part, Projection
 from idgen.adapters.layers import AttentionLayer, attention
@@ -92,7 +91,7 @@ class Arc2FaceReferenceAdapter(Adapter):
             latents = torch.stack(list(latents))
         if not isinstance(latents, Tensor):
             raise IdgenError(f"a reference is given as latents, a tensor, not {type(latents).__name__}")
-        unet = self._inside()
+        unet = inside(self)
         rows = latents[None] if latents.ndim == 3 else latents
         channels, width = unet.config["in_channels"], unet.config["cross_attention_dim"]
         if rows.ndim != 4 or rows.shape[1] != channels or 0 in rows.shape:
@@ -122,7 +121,7 @@ class Arc2FaceReferenceAdapter(Adapter):
         """What the self-attentions see of each reference, a `Bank`."""
         latents, prompts, shown, strength = inputs
         there = shown[:, 0] > 0
-        states = read(self._inside(), self, latents[there], prompts[there])
+        states = read(inside(self), self, latents[there], prompts[there])
         return Bank(states, there, float(strength[0, 0]))
 
     def parts(self, tokens: Any) -> dict[str, list[Part]]:
@@ -141,7 +140,7 @@ class Arc2FaceReferenceAdapter(Adapter):
         return made
 
     def _joint(self, layer: AttentionLayer, bank: Bank, change: LowRankPart) -> JointPart:
-        module: Any = attention(self._inside(), layer)
+        module: Any = attention(inside(self), layer)
         states = bank.states[layer.name]
         key, value = _changed(module.to_k, change, "k", states), _changed(module.to_v, change, "v", states)
         # Row 0 is nobody's, which no row with identity takes.
@@ -150,11 +149,6 @@ class Arc2FaceReferenceAdapter(Adapter):
         absent = ~bank.there.to(key.device)[:, None].expand(-1, key.shape[1])
         bias = torch.zeros_like(absent, dtype=key.dtype).masked_fill(absent, float("-inf"))
         return JointPart(key, value, bias=bias)
-
-    def _inside(self) -> UNet2DConditionModel:
-        if self.unet is None:
-            raise IdgenError("the UNet itself reads the reference: inject() the adapter, then condition()")
-        return self.unet
 
     @classmethod
     def convert(
@@ -178,35 +172,6 @@ class Bank:
     states: Mapping[str, Tensor]
     there: Tensor
     lora_scale: float
-
-
-@dataclass(frozen=True)
-class _Listener(LowRankPart):
-    """Changes nothing, and keeps what the layer's keys are made of: it travels with the call, so threads do not meet."""
-
-    heard: list[Tensor] = field(default_factory=list)
-
-    def delta(self, projection: Projection, x: Tensor, scale: float | Tensor) -> Tensor | None:
-        if projection == "k":
-            self.heard.append(x)
-        return None
-
-
-@torch.no_grad()
-def read(unet: UNet2DConditionModel, adapter: Adapter, latents: Tensor, prompts: Tensor) -> dict[str, Tensor]:
-    """One pass over references at time 0 -> by self-attention, (people, tokens, hidden) what it attends to.
-
-    Args:
-        adapter: in the UNet; its own weights do not take part.
-        latents: (people, channels, height, width).
-        prompts: (people, length, dim).
-    """
-    listeners = {layer.name: _Listener({}) for layer in adapter.layers if not layer.cross}
-    entry = Entry(adapter, {name: [one] for name, one in listeners.items()}, dict.fromkeys(listeners, 1.0))
-    time = torch.zeros(len(latents), device=latents.device, dtype=torch.long)
-    kwargs = Conditioning((entry,), len(latents), False).kwargs
-    unet(latents, time, prompts, cross_attention_kwargs=kwargs, return_dict=False)
-    return {name: one.heard[-1] for name, one in listeners.items()}
 
 
 def _changed(module: nn.Module, change: LowRankPart, name: Projection, x: Tensor) -> Tensor:

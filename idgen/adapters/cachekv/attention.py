@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
@@ -30,14 +30,23 @@ class SelfAttention:
     level: int
 
 
-def self_attention_layers(unet: UNet2DModel) -> list[SelfAttention]:
-    """The layers in the order in which they run: down, middle, up."""
-    last = len(unet.config.block_out_channels) - 1
+def block_levels(unet: UNet2DModel | UNet2DConditionModel) -> dict[str, int]:
+    """By the beginning of a block's name, the latents' resolution over the block's, in the order in which they run."""
+    last = len(unet.config["block_out_channels"]) - 1
     levels = {f"down_blocks.{i}.": 2**i for i in range(last + 1)}
     levels |= {"mid_block.": 2**last}
-    levels |= {f"up_blocks.{i}.": 2 ** (last - i) for i in range(last + 1)}
+    return levels | {f"up_blocks.{i}.": 2 ** (last - i) for i in range(last + 1)}
+
+
+def self_attention_layers(unet: UNet2DModel) -> list[SelfAttention]:
+    """The layers in the order in which they run: down, middle, up."""
     names = [name for name, module in unet.named_modules() if isinstance(module, Attention)]
-    return [SelfAttention(name, level) for block, level in levels.items() for name in names if name.startswith(block)]
+    return [
+        SelfAttention(name, level)
+        for block, level in block_levels(unet).items()
+        for name in names
+        if name.startswith(block)
+    ]
 
 
 class Complete(Exception):
