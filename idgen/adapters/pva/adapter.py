@@ -65,12 +65,13 @@ class PVAAdapter(Adapter):
                         ours.weight.data.copy_(cast(nn.Linear, theirs).weight)
         return adapter
 
-    def embed(self, identity: People, *, visual_null: bool = False) -> tuple[Tensor, ...]:
+    def embed(self, identity: People, *, visual_null: bool = False, shown: Tensor | None = None) -> tuple[Tensor, ...]:
         """
         Args:
             identity: one person or a list of them; people of one batch may have different numbers of references.
             visual_null: whether guidance compares with the same visual tokens and other text (the authors' way for text control)
                 rather than with text alone (theirs for inpainting).
+            shown: (people,) bool, whose tokens are looked at at all, for trainings that drop some; all by default.
         """
         config: PVAConfig = self.config
         rows = references(identity, norm="raw", recogniser=config.recogniser, dim=config.in_dim)
@@ -79,8 +80,10 @@ class PVAAdapter(Adapter):
             tokens = self.transform_network(torch.stack(rows).to(weight))
         else:  # the transformer has no padding
             tokens = torch.cat([self.transform_network(row[None].to(weight)) for row in rows])
-        shown = torch.ones(len(tokens), 1, 1).to(tokens)
-        return tokens, shown, torch.full_like(shown, float(visual_null))
+        there = torch.ones(len(tokens), 1, 1).to(tokens)
+        if shown is not None:
+            there = there * shown.to(tokens)[:, None, None]
+        return tokens, there, torch.full_like(there, float(visual_null))
 
     def null(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Nobody is absence, not tokens of zeros: the rows are marked as not to be looked at."""

@@ -56,29 +56,27 @@ def locate(
     """Find every file of a model; what is on the hub is fetched into its cache.
 
     Args:
-        name: `"mini"`; a folder with `FPIP.bin` and `config.json`, or the file alone; a hub id; a saved pipeline.
-        base: hub id or folder of the inpainting model; default: the one that config.json names.
+        name: `"mini"`; a folder with `FPIP.bin` and `config.json`, or the file alone; a hub id; a saved pipeline, or what
+            train/inpaint.py writes (`pva/`, and `unet/` where that was trained too).
+        base: hub id or folder of the inpainting model; default: the one that config.json names, or the folder itself.
         options: `variant`, and for the hub `revision` (of `name`), `cache_dir`, `token`, `local_files_only`, `force_download`.
     Raises:
         IdgenError: something is not there.
     """
     options = options or {}
-    if name == "mini":
-        folder = find_mini("inpaint")
-        return Source(folder / SAVED / ADAPTER, None, folder.parent, folder / "unet", published=False)
-    path = Path(name).expanduser()
+    path = find_mini("inpaint") if name == "mini" else Path(name).expanduser()
+    if name == "mini" and base is None:
+        base = path.parent
     if not path.exists():
         if not is_hub_id(str(name)):
             raise IdgenError(f"no such folder: {path} (a PVA model is 'mini', a folder with FPIP.bin, or a hub id)")
-        path = fetch_folder(
-            str(name), [*ADAPTERS, *RECOGNISERS, "config.json", f"{SAVED}/*"], options.get("revision"), options
-        )
+        files = [*ADAPTERS, *RECOGNISERS, "config.json", f"{SAVED}/*", "unet/*"]
+        path = fetch_folder(str(name), files, options.get("revision"), options)
     if (path / SAVED / ADAPTER).is_file():
-        recogniser = _first(path / SAVED, (RECOGNISER,))
         own = path if base is None else find_base(base, options)
-        return Source(
-            path / SAVED / ADAPTER, recogniser, own, own / "unet", None if own == path else PLACEHOLDER, False
-        )
+        unet = path / "unet" if (path / "unet").is_dir() else own / "unet"
+        word = PLACEHOLDER if own != path else None
+        return Source(path / SAVED / ADAPTER, _first(path / SAVED, (RECOGNISER,)), own, unet, word, published=False)
     folder = path if path.is_dir() else path.parent
     adapter = _first(path, ADAPTERS) if path.is_dir() else path
     if adapter is None:

@@ -26,6 +26,7 @@ class HoleBatch:
         mask: (batch, 1, h, w), 1 in the hole.
         references: (batch, references, dim) raw embeddings.
         prompts: one for each picture, or one for all.
+        shown: (batch,) bool, whose references are looked at; all by default.
     """
 
     latents: Tensor
@@ -33,24 +34,37 @@ class HoleBatch:
     mask: Tensor
     references: Tensor
     prompts: PersonPrompts
+    shown: Tensor | None = None
 
 
 class PVADenoiser(nn.Module):
     """UNet over text and visual tokens: (noisy latents with hole, times, prompts, references) -> prediction.
 
-    The adapter is injected: it trains where it will act.
+    The adapter is injected: it trains where it will act. What is frozen is no part of the module, so that checkpoints
+    hold no base model.
     """
 
     def __init__(self, unet: nn.Module, adapter: PVAAdapter, text_encoder: CLIPTextModel) -> None:
         super().__init__()
-        self.unet, self.adapter, self.text_encoder = unet, adapter, text_encoder
+        self.frozen: dict[str, nn.Module] = {}
+        for name, module in (("unet", unet), ("adapter", adapter), ("text_encoder", text_encoder)):
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                self.add_module(name, module)
+            else:
+                self.frozen[name] = module
 
-    def forward(self, given: Tensor, timesteps: Tensor, prompts: PersonPrompts, references: Tensor) -> Tensor:
-        context = encode_prompts(self.text_encoder, prompts, self.adapter.modifier)
-        people = [RawEmbeddings(rows, self.adapter.config.recogniser) for rows in references]
-        conditioning = self.adapter.condition(people, guidance=False)
-        kwargs = conditioning.kwargs
-        return self.unet(given, timesteps, context.expand(len(given), -1, -1), cross_attention_kwargs=kwargs).sample
+    def part(self, name: str) -> Any:
+        """`"unet"`, `"adapter"` or `"text_encoder"`, trained or frozen."""
+        return self.frozen[name] if name in self.frozen else getattr(self, name)
+
+    def forward(
+        self, given: Tensor, timesteps: Tensor, prompts: PersonPrompts, references: Tensor, shown: Tensor | None = None
+    ) -> Tensor:
+        unet, adapter = self.part("unet"), self.part("adapter")
+        context = encode_prompts(self.part("text_encoder"), prompts, adapter.modifier)
+        people = [RawEmbeddings(rows, adapter.config.recogniser) for rows in references]
+        kwargs = adapter.condition(people, guidance=False, shown=shown).kwargs
+        return unet(given, timesteps, context.expand(len(given), -1, -1), cross_attention_kwargs=kwargs).sample
 
 
 def make_holes(vae: Any, pictures: Tensor, holes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +99,8 @@ def hole_loss(denoiser: Any, scheduler: Any, batch: HoleBatch, timesteps: Tensor
     gamma = math.inf if scheduler.config.prediction_type == "epsilon" else 5.0
     noised = noised_at(scheduler, batch.latents, noise, timesteps, gamma)
     given = torch.cat([noised.noisy, batch.mask, batch.masked], 1)
-    return denoising_loss(denoiser(given, timesteps, batch.prompts, batch.references), noised)
+    prediction = denoiser(given, timesteps, batch.prompts, batch.references, batch.shown)
+    return denoising_loss(prediction, noised)
 
 
 def train_on_bins(
