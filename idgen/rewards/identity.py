@@ -6,19 +6,20 @@ gradient, so here it only says where the face is, and the aligned crop is cut by
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from idgen.errors import IdgenError
+from idgen.faces import FaceEncoder
 from idgen.faces.align_torch import norm_crop_torch
+from idgen.faces.torch_backend import TorchDetector, TorchRecogniser
+from idgen.models.registry import load_detector, load_recogniser, read_config
 from idgen.rewards.scores import Scored
 from idgen.rewards.views import Asked, View
-
-if TYPE_CHECKING:
-    from idgen.faces import FaceEncoder
+from idgen.weights import find_mini
 
 
 class IdentityReward:
@@ -65,3 +66,17 @@ def embed_view(encoder: FaceEncoder, view: View) -> Tensor:
 def mean_reference(embeddings: Tensor) -> Tensor:
     """The reference that several photos of one person make: (photos, dim) raw -> (dim,) the mean of the unit embeddings."""
     return F.normalize(embeddings.float(), dim=-1).mean(0)
+
+
+def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> FaceEncoder:
+    """A face encoder by name or folder; also a folder that `train/recogniser.py` wrote, with the mini family's detector.
+
+    Raises:
+        IdgenError: no such encoder, or weights that are missing, damaged or something else.
+    """
+    folder = Path(source)
+    if not (folder / "config.json").is_file():
+        return FaceEncoder.from_pretrained(source, device=device)
+    detector = TorchDetector(load_detector(find_mini("detector")).to(device))
+    recogniser = TorchRecogniser(load_recogniser(folder).to(device))
+    return FaceEncoder(detector, recogniser, str(read_config(folder).get("name", folder.name)), device)
