@@ -14,6 +14,7 @@ from idgen.train.autoencoder import AutoencoderConfig
 from idgen.train.base import BaseConfig
 from idgen.train.config import parse_config
 from idgen.train.detector import DetectorConfig
+from idgen.train.inpaint import InpaintTrainConfig
 from idgen.train.recogniser import RecogniserConfig
 
 RECIPES = Path(idgen.configs.__file__).parent / "mini"
@@ -24,6 +25,7 @@ KINDS = {
     "autoencoder": AutoencoderConfig,
     "base": BaseConfig,
     "arc2face": Arc2FaceTrainConfig,
+    "inpaint": InpaintTrainConfig,
 }
 
 
