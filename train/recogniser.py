@@ -82,7 +82,7 @@ class RecogniserStage(Stage[RecogniserConfig]):
         people = torch.from_numpy(self.held_out.people)
         pairs = torch.triu(torch.ones(len(people), len(people), dtype=torch.bool), 1)
         alike = people[:, None] == people[None]
-        similarity = unit @ unit.T
+        similarity = unit.double() @ unit.double().T  # autocast would round scores to bfloat16
         same, different = similarity[alike & pairs], similarity[~alike & pairs]
         figures = {"accuracy": ten_fold_accuracy(same, different)} if min(len(same), len(different)) >= 10 else {}
         # A small validation folder has too few pairs for the rarer rates.

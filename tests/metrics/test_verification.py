@@ -54,3 +54,8 @@ def test_a_rate_finer_than_the_impostor_pairs_is_refused() -> None:
 def test_fewer_pairs_than_folds_are_refused() -> None:
     with pytest.raises(ValueError, match="10 folds"):
         ten_fold_accuracy(torch.ones(9), torch.zeros(100))
+
+
+def test_scores_of_any_precision_are_taken() -> None:
+    same, different = torch.linspace(0.5, 0.9, 50).bfloat16(), torch.linspace(-0.2, 0.4, 70).bfloat16()
+    assert tar_at_far(same, different, 0.1).tar == 1.0
