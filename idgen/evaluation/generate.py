@@ -171,6 +171,7 @@ def generate_captions(
 ) -> list[Photo]:
     """The pictures that the mini family's text-to-face base makes of prompts, as out/NUMBER.png; kept where they are there."""
     from diffusers import StableDiffusionPipeline
+    from transformers.utils import logging
 
     from idgen.weights import find_mini, mini_root
 
@@ -181,6 +182,7 @@ def generate_captions(
     if not missing:
         return photos
     find_mini("unet")
+    logging.disable_progress_bar()
     pipe = StableDiffusionPipeline.from_pretrained(mini_root(), torch_dtype=dtype, local_files_only=True).to(device)
     pipe.set_progress_bar_config(disable=True)
     starts = range(0, len(missing), batch)

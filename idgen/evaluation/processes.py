@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from idgen.devices import resolve_device
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -30,6 +34,16 @@ class Processes:
 
         state = PartialState(cpu=device == "cpu")
         return cls(state.process_index, state.num_processes, state)
+
+    def device(self, name: str) -> torch.device:
+        """The device to compute on: of several processes on GPUs each has its own.
+
+        Raises:
+            IdgenError: a device that this machine lacks.
+        """
+        if self.state is not None and name in ("auto", "cuda"):
+            return torch.device(self.state.device)
+        return resolve_device(name)
 
     @property
     def main(self) -> bool:

@@ -6,13 +6,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from idgen.devices import resolve_device, resolve_dtype
+from idgen.devices import resolve_dtype
 from idgen.errors import IdgenError
 from idgen.evaluation.cache import RowCache
 from idgen.evaluation.evidence import Captions, Evidence, Sheet, gather
@@ -31,6 +31,8 @@ from idgen.files import atomic_write, check_output
 
 if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
+
+FEW = 10  # people, below which the bootstrap's intervals are known to be too narrow
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def evaluate(request: Request) -> Outcome | None:
         raise IdgenError(f"protocol {protocol.name!r} tests a recogniser, not pictures: see docs/evaluate.md")
     with _nothing_left_behind(request.out):
         processes = Processes.of_accelerate(request.device)
-        device = resolve_device(request.device)
+        device = processes.device(request.device)
         cache = RowCache(request.kept / "readings")
         who, material, captions = _prepare(request, protocol, cache, device, processes)
         evidence = gather(
@@ -194,6 +196,11 @@ def _prepare(
     who = choose_judge(
         request.judge or protocol.judge, made_with, rewards, device=str(device), allow_same=request.same_judge
     )
+    if len(material.people) < FEW:
+        doubt = (
+            f"{len(material.people)} people only: intervals over so few are too narrow, and rates among them too good"
+        )
+        who = replace(who, remarks=(*who.remarks, doubt))
     if rendered:
         encoders = [who.encoder, *([who.conditioning] if who.conditioning is not None else [])]
         built_in.leave_out_faceless(material, [FaceReader(encoder) for encoder in encoders], cache)

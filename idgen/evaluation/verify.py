@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from idgen.console import say
-from idgen.devices import resolve_device
 from idgen.errors import IdgenError
 from idgen.evaluation.bins import read_bin
 from idgen.evaluation.cache import Picture, RowCache
@@ -93,7 +92,7 @@ def verify(request: Request) -> dict[str, Any]:
     check_output(request.out)
     protocol = load_protocol(request.protocol, list(request.settings))
     processes = Processes.of_accelerate(request.device)
-    device = resolve_device(request.device)
+    device = processes.device(request.device)
     encoder = FaceEncoder.from_pretrained(request.source, device=device)
     cache = RowCache(request.kept / "readings")
     sheet = Sheet()

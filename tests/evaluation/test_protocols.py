@@ -62,7 +62,7 @@ def test_refldm_on_ffhq_ref(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     figures = result["metrics"]
     assert figures["cosine_to_others"]["value"] > 0.95 > figures["cosine_to_references"]["value"]
     pairs = [
-        torch.stack([torch.from_numpy(np.asarray(Image.open(folder / f"{person:03d}00.png"))) for person in range(4)])
+        torch.stack([torch.from_numpy(np.array(Image.open(folder / f"{person:03d}00.png"))) for person in range(4)])
         for folder in (tmp_path / "restored", data / "images512x512")
     ]
     assert figures["psnr"]["value"] == pytest.approx(float(psnr(*pairs).mean()), abs=1e-4)
