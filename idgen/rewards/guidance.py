@@ -4,21 +4,23 @@ Two low-rank adapters were trained plainly, one on what a reward liked best and 
 reward's gradient. The answer is `base + weight * (positive - negative)` (arXiv 2602.18799; facts from
 github.com/UGVly/PreferenceGuidanceDiffusion), ahead of classifier-free guidance and thus on both its halves.
 
-    unet.load_lora_adapter("winners", adapter_name="winners", prefix="unet")
-    unet.load_lora_adapter("losers", adapter_name="losers", prefix="unet")
+    load_adapter("winners/adapter.safetensors", pipe.unet, "winners")
+    load_adapter("losers/adapter.safetensors", pipe.unet, "losers")
     with ContrastiveGuidance(pipe.unet, "winners", "losers", weight=2.0):
         pipe(identity)
 
-To first order the same without further passes: `unet.set_adapters(["winners", "losers"], [2.0, -2.0])`.
+To first order the same without further passes: `pipe.unet.set_adapters(["winners", "losers"], [2.0, -2.0])`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
 from idgen.errors import IdgenError
+from idgen.finetune import activate, active_adapters
 
 
 class ContrastiveGuidance:
@@ -27,7 +29,7 @@ class ContrastiveGuidance:
     Like peft's switches it acts on the UNet, not on a call: do not share the UNet between threads meanwhile.
 
     Args:
-        unet: with both adapters (peft's, as diffusers loads them).
+        unet: with both adapters: `idgen.finetune.load_adapter`, or as diffusers loads LoRAs.
         positive, negative: their names.
         weight: 0 is the UNet as it would be without them, in one pass.
 
@@ -60,7 +62,7 @@ class ContrastiveGuidance:
         """
         if "forward" in vars(self.unet):
             raise IdgenError("this UNet's forward is taken over already: eject what did so, or unload its hooks, first")
-        self._before = _active(self.unet)
+        self._before = active_adapters(self.unet)
         self.unet.forward = self._forward
         return self
 
@@ -68,14 +70,14 @@ class ContrastiveGuidance:
         """Leave the UNet as it was, with the adapters active that were."""
         if self._before is not None:
             del self.unet.forward
-            _activate(self.unet, self._before)
+            activate(self.unet, self._before)
             self._before = None
 
     def _forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         others = [name for name in self._before or () if name not in (self.positive, self.negative)]
 
         def answer(*more: str) -> Tensor:
-            _activate(self.unet, [*others, *more])
+            activate(self.unet, [*others, *more])
             return type(self.unet).forward(self.unet, *args, return_dict=False, **kwargs)[0]
 
         guided = answer()
@@ -83,24 +85,4 @@ class ContrastiveGuidance:
             guided = guided + self.weight * (answer(self.positive) - answer(self.negative))
         if not return_dict:
             return (guided,)
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
         return UNet2DConditionOutput(sample=guided)
-
-
-def _active(unet: Any) -> list[str]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in unet.modules():
-        if isinstance(module, BaseTunerLayer):
-            return [] if module.disable_adapters else list(module.active_adapters)
-    return []
-
-
-def _activate(unet: Any, names: list[str]) -> None:
-    """Without touching any adapter's own scale."""
-    if names:
-        unet.enable_adapters()
-        unet.set_adapter(names)
-    else:
-        unet.disable_adapters()
