@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -140,7 +141,7 @@ class ReferenceRestorePipeline(DiffusionPipeline):
         image: Any,
         references: Any | None = None,
         *,
-        cache: Cache | Sequence[Cache] | None = None,
+        cache: Cache | Sequence[Cache | None] | None = None,
         num_inference_steps: int = ReFLDMConfig.steps,
         guidance_scale: float = ReFLDMConfig.guidance_scale,
         ref_encoding: Encoding | None = None,
@@ -159,7 +160,8 @@ class ReferenceRestorePipeline(DiffusionPipeline):
             image: one aligned photo or several, see `as_pixels`.
             references: aligned photos of one person, who is in all of the photos; or a list of such lists, one person per
                 photo, which may be of different lengths or empty. Without references the photo alone is restored.
-            cache: what `cache` made or `ReferenceCache.save` wrote, instead of references: one, or one per photo.
+            cache: what `cache` made or `ReferenceCache.save` wrote, instead of references: one, or one per photo (None for a
+                photo to be restored without).
             num_inference_steps: with DDIM there are a few more where they do not divide the training's 1000, as with the authors.
             guidance_scale: how far the references are followed; 1 is as trained, and needs half the time.
             ref_encoding, levels, size: as in `cache`.
@@ -179,6 +181,8 @@ class ReferenceRestorePipeline(DiffusionPipeline):
             raise IdgenError(
                 f"a callback sees {', '.join(self._callback_tensor_inputs)}, not {', '.join(sorted(unknown))}"
             )
+        if not math.isfinite(guidance_scale):
+            raise IdgenError(f"guidance_scale is {guidance_scale}, expected a finite number")
         if references is not None and cache is not None:
             raise IdgenError("pass either references or a cache that was made of them, and not both")
         lq = self._encode(as_pixels(image, size)[:, None], "independent")[:, 0]
@@ -223,15 +227,15 @@ class ReferenceRestorePipeline(DiffusionPipeline):
     def _people(
         self,
         references: Any | None,
-        cache: Cache | Sequence[Cache] | None,
+        cache: Cache | Sequence[Cache | None] | None,
         levels: Sequence[int] | None,
         ref_encoding: Encoding | None,
         size: int,
     ) -> list[ReferenceCache | None]:
         """One for all photos, or one per photo; None for nobody."""
         if cache is not None:
-            given = [self._checked(one) for one in as_list(cache)]
-            return [one if levels is None else one.select(levels) for one in given]
+            given = [None if one is None else self._checked(one) for one in as_list(cache)]
+            return [one if one is None or levels is None else one.select(levels) for one in given]
         people = [None] if references is None else as_people(references)
         return [
             None if one is None or len(as_list(one)) == 0 else self._build(one, ref_encoding, levels, size)

@@ -12,7 +12,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     LCMScheduler,
-    UNet2DModel,
     UniPCMultistepScheduler,
 )
 from PIL import Image
@@ -20,34 +19,13 @@ from PIL import Image
 from idgen.adapters.cachekv import CacheKV
 from idgen.checkpoint import save_weights
 from idgen.errors import IdgenError
-from idgen.models.mini_family import build_scheduler
 from idgen.pipelines import ReferenceRestorePipeline
-from tests.tiny import tiny_vae
-
-SIZE = 32
-
-
-def make_pipe(seed=0, **settings):
-    torch.manual_seed(seed)
-    unet = UNet2DModel(
-        in_channels=16,
-        out_channels=8,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        down_block_types=("AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D"),
-        attention_head_dim=16,
-    ).eval()
-    torch.nn.init.normal_(unet.conv_out.weight, std=0.2)  # what a fresh UNet sees hardly shows
-    settings = {"size": SIZE, "ref_encoding": "independent", "references": 2} | settings
-    pipe = ReferenceRestorePipeline(unet, tiny_vae(), build_scheduler(), **settings)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+from tests.tiny_restore import SIZE, tiny_restorer
 
 
 @pytest.fixture
 def pipe():
-    return make_pipe()
+    return tiny_restorer()
 
 
 def photos(count, seed=1):
@@ -84,6 +62,8 @@ def test_a_batch_of_people_is_each_alone(pipe):
     for index, person in enumerate(people):
         alone = restored(pipe, bad[index], person, latents=noise[index : index + 1])
         assert close(alone, together[index : index + 1])
+    caches = [pipe.cache(person) if person else None for person in people]
+    assert close(restored(pipe, bad, cache=caches, latents=noise), together)
     equal = [photos(2, seed=seed) for seed in (4, 5, 6)]
     assert close(restored(pipe, bad, equal, latents=noise)[1:2], restored(pipe, bad[1], equal[1], latents=noise[1:2]))
 
@@ -120,7 +100,7 @@ def test_guidance_levels_and_encoding_act(pipe):
 
 
 def test_a_model_without_references():
-    pipe = make_pipe(references=0)
+    pipe = tiny_restorer(references=0)
     (bad,) = photos(1)
     calls = []
     pipe.unet.conv_in.register_forward_hook(lambda module, given, made: calls.append(len(given[0])))
@@ -227,6 +207,7 @@ def test_pipelines_share_a_unet(pipe):
         ({"references": photos(1), "levels": [8]}, "levels"),
         ({"cache": 3}, "not int"),
         ({"cache": "missing.safetensors"}, "no such"),
+        ({"guidance_scale": float("nan")}, "finite"),
         ({"size": 40}, "multiple of 16"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"latents": torch.zeros(1, 8, 5, 5)}, "latents have the shape"),
@@ -240,7 +221,7 @@ def test_a_mistake_is_one_line(pipe, change, words):
 
 
 def test_a_cache_of_another_model_is_refused(pipe, tmp_path):
-    cache = make_pipe(seed=3).cache(photos(1))
+    cache = tiny_restorer(seed=3).cache(photos(1))
     cache.save(tmp_path / "anna.safetensors")
     for given in (cache, tmp_path / "anna.safetensors"):
         with pytest.raises(IdgenError, match="other weights"):

@@ -15,7 +15,7 @@ from idgen.errors import IdgenError
 from idgen.identity import Identity
 
 FORMAT = "idgen reference cache"
-SIGNATURE, IDENTITY = "signature", "identity"  # the tensors' names in a file
+SIGNATURE, IDENTITY, CROPS = "signature", "identity", "crops"  # the tensors' names in a file
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,6 +122,8 @@ class ReferenceCache:
         tensors[SIGNATURE] = self.signature
         if self.identity is not None:
             tensors[IDENTITY], header["recogniser"] = self.identity.raw, self.identity.recogniser
+            if self.identity.crops is not None:
+                tensors[CROPS] = self.identity.crops
         save_weights(path, tensors, header)
 
     @classmethod
@@ -140,7 +142,9 @@ class ReferenceCache:
                 name: CachedLayer(level, tensors[f"{name}.key"], tensors[f"{name}.value"])
                 for name, level in levels.items()
             }
-            identity = Identity(tensors[IDENTITY], header["recogniser"]) if IDENTITY in tensors else None
+            identity = (
+                Identity(tensors[IDENTITY], header["recogniser"], tensors.get(CROPS)) if IDENTITY in tensors else None
+            )
             cache = cls(layers, int(header["references"]), int(header["copies"]), tensors[SIGNATURE], identity)
         except (KeyError, ValueError, AttributeError) as error:
             raise IdgenError(f"{path} is a damaged reference cache ({error}): build it again") from error
