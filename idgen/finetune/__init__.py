@@ -8,7 +8,9 @@ from idgen.finetune.adapters import (
     remove_adapter,
 )
 from idgen.finetune.config import FinetuneConfig
+from idgen.finetune.export import export_diffusers, export_merged, export_peft
 from idgen.finetune.files import describe, load_adapter, save_adapter
+from idgen.finetune.kohya import load_kohya, save_kohya
 from idgen.finetune.merging import Merge, merge
 from idgen.finetune.strength import set_strength, strength
 
@@ -20,10 +22,15 @@ __all__ = [
     "adapter_parameters",
     "add_adapter",
     "describe",
+    "export_diffusers",
+    "export_merged",
+    "export_peft",
     "load_adapter",
+    "load_kohya",
     "merge",
     "remove_adapter",
     "save_adapter",
+    "save_kohya",
     "set_strength",
     "strength",
 ]
