@@ -25,6 +25,7 @@ from idgen.adapters.base import Scale
 from idgen.adapters.call import KEY, Conditioning
 from idgen.adapters.embeddings import People, RawEmbeddings
 from idgen.adapters.pva import PVAAdapter
+from idgen.adapters.pva.person import PersonWeights, apply_person, remove_person
 from idgen.adapters.pva.prompt import NEGATIVE, PLACEHOLDER, PROMPT, PersonPrompts, encode_prompts
 from idgen.adapters.pva.sources import ADAPTER, RECOGNISER, SAVED, load_adapter, load_parts, load_recogniser, locate
 from idgen.adapters.pva.transform import face_crop
@@ -56,10 +57,13 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
     Attributes:
         pva: the adapter, which is in the UNet; None until one is loaded: then nobody in particular is painted.
         recogniser: (n, 3, 112, 112) in [-1, 1] -> (n, 512), makes identities of portraits; None where they are given.
+        person: whom the model is personalised for, see `load_person`.
     """
 
     pva: PVAAdapter | None = None
     recogniser: nn.Module | None = None
+    person: PersonWeights | None = None
+    _before_person: dict[str, Tensor] | None = None
 
     def __init__(
         self,
@@ -157,12 +161,38 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
 
     def unload_pva(self) -> None:
         """Take the adapter out; the UNet is as it was."""
+        self.unload_person()
         if self.pva is not None:
             self.pva.eject()
         self.pva = self.recogniser = None
 
+    def load_person(self, person: PersonWeights | str | os.PathLike[str]) -> PVAInpaintPipeline:
+        """Change the model for one person, in the place of whoever was loaded before.
+
+        Args:
+            person: what `idgen.inpainting.personalise` made, or its file.
+        Raises:
+            IdgenError: the file is something else, or was made with another model.
+        """
+        if not isinstance(person, PersonWeights):
+            person = PersonWeights.load(person)
+        if self.pva is None:
+            raise IdgenError("no PVA adapter in this pipeline: load_pva('FPIP.bin')")
+        self.unload_person()
+        self._before_person = apply_person(self.pva, self.unet, person)
+        self.person = person
+        return self
+
+    def unload_person(self) -> None:
+        """Change the model back."""
+        if self.pva is not None and self._before_person is not None:
+            remove_person(self.pva, self.unet, self._before_person)
+        self.person = self._before_person = None
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write the inpainting model as diffusers does, and beside it `pva/` with the adapter and the recogniser (an IResNet)."""
+        if self.person is not None:
+            raise IdgenError("a person's weights are loaded: unload_person() first, and save them by themselves")
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.pva is None:
             return

@@ -1,0 +1,168 @@
+"""What a few steps of training for one person change in a PVA model: small enough to keep one for everybody.
+
+The authors keep 353 MB a person (all of `attn2`) or 152 MB (visual attention alone). Here a change of a weight is kept as the
+product of two thin matrices where that is smaller, or is made of them from the start (LoRA, arXiv 2106.09685).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from idgen.adapters.pva.adapter import PVAAdapter
+from idgen.checkpoint import load_metadata, load_weights, save_weights
+from idgen.errors import IdgenError
+
+FORMAT = "idgen-person-1"
+RANK = 64  # of a stored change: 11 MB for Stable Diffusion 2
+UP, DOWN = ".up", ".down"
+LORA = "unet."  # begins the names of LoRA's weights
+PEFT_NAME = "idgen_person"
+# LoRA is on the text attention's own projections, all of which the authors' other variant (CrossQKV) trains.
+LORA_TARGETS = r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)"
+
+Variant = Literal["visual", "lora"]
+
+
+@dataclass(frozen=True, repr=False)
+class PersonWeights:
+    """The change of a PVA model for one person. It is made of their photos: treat the file as you would those.
+
+    Attributes:
+        variant: `"visual"`, a change of the attention to visual tokens; `"lora"`, LoRA on the text attention.
+        changes: of the adapter's parameters by name, whole or as `name.up` @ `name.down`, and LoRA's as `unet.name`.
+        model: `fingerprint` of the adapter that was trained.
+    """
+
+    variant: Variant
+    changes: Mapping[str, Tensor]
+    model: str
+
+    def __repr__(self) -> str:
+        size = sum(value.numel() for value in self.changes.values())
+        return f"PersonWeights({self.variant}, {size / 1e6:.1f} M numbers)"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to a `.safetensors` file in half precision, whole or not at all."""
+        halves = {name: value.half() for name, value in self.changes.items()}
+        save_weights(path, halves, {"format": FORMAT, "method": "pva", "variant": self.variant, "model": self.model})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PersonWeights:
+        """
+        Raises:
+            IdgenError: the file is missing, damaged, or something else.
+        """
+        metadata = load_metadata(path) if str(path).endswith(".safetensors") else {}
+        if metadata.get("format") != FORMAT or metadata.get("variant") not in get_args(Variant):
+            raise IdgenError(f"{path} holds no person's weights: personalise(pipe, photos).save(...) writes them")
+        tensors = {name: value.float() for name, value in load_weights(path).items()}
+        return cls(cast(Variant, metadata["variant"]), tensors, metadata.get("model", ""))
+
+
+def fingerprint(adapter: PVAAdapter) -> str:
+    """Tells one trained adapter from another, in any precision."""
+    queries = adapter.transform_network.q_tokens.detach().cpu().half().contiguous()
+    return hashlib.sha256(queries.numpy().tobytes()).hexdigest()[:16]
+
+
+def compress(name: str, change: Tensor, rank: int = RANK) -> dict[str, Tensor]:
+    """A change of a weight as the smaller of itself and its best approximation of a rank."""
+    if change.ndim != 2 or rank * sum(change.shape) >= change.numel():
+        return {name: change}
+    left, values, right = torch.linalg.svd(change.float(), full_matrices=False)
+    root = values[:rank].sqrt()
+    return {name + UP: left[:, :rank] * root, name + DOWN: root[:, None] * right[:rank]}
+
+
+def expand(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The whole changes of the adapter's parameters, by their names."""
+    whole = {}
+    for name, value in changes.items():
+        if name.endswith(UP):
+            whole[name.removesuffix(UP)] = value.float() @ changes[name.removesuffix(UP) + DOWN].float()
+        elif not name.endswith(DOWN) and not name.startswith(LORA):
+            whole[name] = value.float()
+    return whole
+
+
+def apply_person(adapter: PVAAdapter, unet: UNet2DConditionModel, person: PersonWeights) -> dict[str, Tensor]:
+    """Change a model for a person; returns what the adapter's parameters were, for `remove_person`.
+
+    Raises:
+        IdgenError: the weights belong to another model.
+    """
+    if person.model != fingerprint(adapter):
+        raise IdgenError("these weights of a person were made with another PVA model: personalise again with this one")
+    own = dict(adapter.named_parameters())
+    whole = expand(person.changes)
+    lora = {name.removeprefix(LORA): value for name, value in person.changes.items() if name.startswith(LORA)}
+    wrong = [name for name, value in whole.items() if name not in own or own[name].shape != value.shape]
+    if wrong:
+        raise IdgenError(f"these weights of a person do not fit this PVA model: {wrong[0]}")
+    if lora:
+        add_lora(unet, next(value for name, value in lora.items() if "lora_A" in name).shape[0])
+        _fill_lora(unet, lora)
+    before = {name: own[name].detach().clone() for name in whole}
+    with torch.no_grad():
+        for name, value in whole.items():
+            own[name].copy_(own[name].float() + value.to(own[name].device))
+    return before
+
+
+def remove_person(adapter: PVAAdapter, unet: UNet2DConditionModel, before: Mapping[str, Tensor]) -> None:
+    """Undo `apply_person`, to the bit."""
+    own = dict(adapter.named_parameters())
+    with torch.no_grad():
+        for name, value in before.items():
+            own[name].copy_(value)
+    remove_lora(unet)
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int) -> None:
+    """peft's LoRA layers on the UNet's text attention, which do nothing yet."""
+    from peft import LoraConfig
+
+    others = list(unet.active_adapters()) if getattr(unet, "peft_config", None) else []
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS), PEFT_NAME)
+    unet.set_adapter([*others, PEFT_NAME])  # add_adapter silences all others
+    for _, value in lora_parameters(unet):
+        value.data = value.data.to(unet.dtype)
+        value.requires_grad_(False)
+
+
+def lora_parameters(unet: UNet2DConditionModel) -> list[tuple[str, torch.nn.Parameter]]:
+    """Their weights and names in the UNet, without those of other LoRAs."""
+    return [(name, value) for name, value in unet.named_parameters() if f".{PEFT_NAME}." in name]
+
+
+def remove_lora(unet: UNet2DConditionModel) -> None:
+    """Take them away; a UNet without other LoRAs is then made of the modules that it was."""
+    if PEFT_NAME in getattr(unet, "peft_config", {}):
+        unet.delete_adapters(PEFT_NAME)
+        if not getattr(unet, "peft_config", None):
+            unet.unload_lora()
+
+
+def lora_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """Their weights, by the names that `PersonWeights.changes` has."""
+    from peft.utils import get_peft_model_state_dict
+
+    state: dict[str, Any] = get_peft_model_state_dict(unet, adapter_name=PEFT_NAME)
+    return {LORA + name: value.detach().float().cpu().clone() for name, value in state.items()}
+
+
+def _fill_lora(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> None:
+    from peft.utils import set_peft_model_state_dict
+
+    result = set_peft_model_state_dict(unet, dict(weights), adapter_name=PEFT_NAME)
+    if result.unexpected_keys:
+        remove_lora(unet)
+        raise IdgenError(f"these weights of a person do not fit this UNet: {result.unexpected_keys[0]}")
