@@ -1,8 +1,8 @@
 """What a few steps of training for one person change in a PVA model: small enough to keep one for everybody.
 
-For Stable Diffusion 2 the authors keep 353 MB a person (all of `attn2`) or 152 MB (visual attention alone). Here a change of a
-weight is kept in 4 bits a number with a scale for each row, 19 MB in all, and is off by 7 to 9 % of its size (measured on the mini
-family; thin matrices of as many bytes are off by more), or it is made of thin matrices from the start (LoRA, arXiv 2106.09685: 7 MB).
+For Stable Diffusion 2 the authors keep 353 MB a person (all of `attn2`) or 152 MB (visual attention alone). Here a change is
+kept in 4 bits a number with a scale for each row, 19 MB in all, and is off by 7 to 9 % of its size (measured on the mini family;
+thin matrices of as many bytes are off by more), or is made of thin matrices from the start (LoRA, arXiv 2106.09685: 7 MB).
 """
 
 from __future__ import annotations
