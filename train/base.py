@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
@@ -44,6 +44,9 @@ class BaseConfig(TrainConfig):
     vae: Path = Field(description="folder of the autoencoder")
     unet: Path | None = Field(None, description="folder of a UNet to start from beside a fresh text encoder")
     text_encoder_rate: float = Field(0.2, gt=0, le=1, description="its share of the learning rate")
+    tokenizer: Path | None = Field(
+        None, description="folder of a tokenizer to keep: a new one numbers some pieces of words anew in every run"
+    )
     proportion_empty_prompts: float = Field(0.1, ge=0, le=1)
     guidance_scale: float = Field(3.0, ge=0, description="of the grids")
 
@@ -56,7 +59,10 @@ class BaseStage(Stage[BaseConfig]):
         data, held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.vae = AutoencoderTiny.from_pretrained(config.vae).to(device)
         self.latents = encode_latents(data, self.vae, config.vae / "diffusion_pytorch_model.safetensors", device)
-        self.tokenizer = build_tokenizer([*vocabulary(), *PROMPT_WORDS])
+        kept = config.tokenizer or (config.start_from / "tokenizer" if config.start_from else None)
+        self.tokenizer = (
+            CLIPTokenizer.from_pretrained(kept) if kept else build_tokenizer([*vocabulary(), *PROMPT_WORDS])
+        )
         self.tokens = self._tokenise(data.captions)
         self.empty = self._tokenise([""])
         self.prompts = self._tokenise(held_out.captions[:32])
