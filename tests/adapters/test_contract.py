@@ -299,18 +299,20 @@ def test_threads_on_one_unet_never_mix_people(case, base):
     expected = [predict(unet, arguments, person) for person in people]
     assert not torch.allclose(*expected, atol=1e-4)
     wrong: list[int] = []
+    finished: list[int] = []
 
     def work(index: int) -> None:
         for _ in range(100):
             if not torch.allclose(predict(unet, arguments, people[index]), expected[index], atol=1e-5):
                 wrong.append(index)
+        finished.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not wrong and sorted(finished) == [0, 1]
 
 
 @pytest.mark.parametrize(("case", "base"), FIRST_BASE)

@@ -14,7 +14,7 @@ from idgen.pipelines import PVAInpaintPipeline
 from tests.evaluation import toys
 from tests.evaluation.test_protocols import write_ffhq_ref
 from tests.pipelines.test_pva import components, tiny_adapter, tiny_iresnet
-from tests.pipelines.test_reference_restore import make_pipe
+from tests.tiny_restore import tiny_restorer
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, Any]:
 
 def test_degraded_pictures_are_restored_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_ffhq_ref(tmp_path / "ffhq")
-    make_pipe(size=112).save_pretrained(tmp_path / "pipeline")
+    tiny_restorer(size=112).save_pretrained(tmp_path / "pipeline")
     words = [tmp_path / "pipeline", "--protocol", "refldm_severe", "--references", data, "--out", tmp_path / "out"]
     words += ["--set", "call={num_inference_steps: 2}", "--batch", 3]
     status, error = run(capsys, *words)
@@ -80,7 +80,7 @@ def test_holes_are_filled_with_the_person(tmp_path: Path, capsys: pytest.Capture
 def test_a_pipeline_that_can_not_do_what_the_protocol_is_about(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_pipe().save_pretrained(tmp_path / "pipeline")
+    tiny_restorer().save_pretrained(tmp_path / "pipeline")
     people = toys.write_people(tmp_path / "people", 2, 6)
     status, error = run(capsys, tmp_path / "pipeline", "--references", people, "--out", tmp_path / "out")
     assert status == 2 and "is about pictures to generate, and ReferenceRestorePipeline can not do that" in error

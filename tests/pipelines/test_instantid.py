@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import numpy as np
@@ -270,25 +271,32 @@ def test_landmarks_a_picture_of_them_and_the_identitys_own_are_the_same_thing(pi
 
 def test_threads_never_mix_people_on_one_unet_and_one_identitynet(pipe):
     pipes = [
-        InstantIDPipeline.from_pipe(pipe, scheduler=EulerDiscreteScheduler.from_config(pipe.scheduler.config))
+        InstantIDPipeline.from_pipe(
+            pipe,
+            scheduler=EulerDiscreteScheduler.from_config(pipe.scheduler.config),
+            # A fast tokenizer can not be shared by threads.
+            tokenizer=copy.deepcopy(pipe.tokenizer),
+            tokenizer_2=copy.deepcopy(pipe.tokenizer_2),
+        )
         for _ in "ab"
     ]
     people = [person(0), person(1)]
     expected = [latents(one, identity) for one, identity in zip(pipes, people, strict=True)]
-    wrong = []
+    wrong, finished = [], []
 
     def work(index):
         pipes[index].set_progress_bar_config(disable=True)
         for _ in range(6):
             if not torch.allclose(latents(pipes[index], people[index]), expected[index], atol=1e-4):
                 wrong.append(index)
+        finished.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not wrong and sorted(finished) == [0, 1]
 
 
 def test_after_a_call_the_modules_are_as_they_were_for_others(pipe):
