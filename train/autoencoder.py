@@ -2,6 +2,9 @@
 
 Absolute error, weighted up where a face is told apart (eyes, brows, lips, glasses), differences of neighbouring pixels
 so that edges stay sharp, and the distance between a recogniser's features of both pictures as the perceptual part.
+These alone give the average of all likely textures, which is blur. A critic of patches (Isola et al., arXiv 1611.07004) that
+tells renders from reconstructions makes the decoder choose one of them; its weight is set by the gradients at the last layer
+(VQGAN, Esser et al., arXiv 2012.09841, equation 7).
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ class AutoencoderConfig(TrainConfig):
     detail_weight: float = Field(4.0, ge=0, description="extra weight of eyes, brows, lips, glasses")
     edge_weight: float = Field(1.0, ge=0)
     perceptual_weight: float = Field(0.1, ge=0)
+    adversarial_weight: float = Field(
+        0.0, ge=0, description="of the critic, in shares of the other losses' gradient at the last layer"
+    )
+    adversarial_start: float = Field(0.1, ge=0, le=1, description="share of the training after which the critic counts")
     freeze_encoder: bool = Field(False, description="train the decoder alone: models made on the latents stay valid")
     latent_noise: float = Field(
         0.05, ge=0, description="noise on the latents, so that small errors of a UNet do not show"
@@ -49,7 +56,8 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
     def __init__(self, config: AutoencoderConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
-        self.module = _Reconstruct(build_autoencoder(), config.latent_noise)
+        critic = _Critic() if config.adversarial_weight else None
+        self.module = _Reconstruct(build_autoencoder(), config.latent_noise, critic)
         self.module.vae.encoder.requires_grad_(not config.freeze_encoder)
         self.recogniser = (
             load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
@@ -86,7 +94,30 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
             half = len(images) // 2
             losses["perceptual"] = self._perceptual(made[:half], images[:half], batch["landmarks"][:half])
             total = total + self.config.perceptual_weight * losses["perceptual"]
+        if self.module.critic is not None:
+            losses["critic"] = self._critic(made, images)
+            if progress > self.config.adversarial_start:
+                losses["adversarial"] = self._adversarial(made)
+                total = total + self._balance(total, losses["adversarial"]) * losses["adversarial"]
+            total = total + losses["critic"]
         return {"loss": total, **losses}
+
+    def _critic(self, made: Tensor, images: Tensor) -> Tensor:
+        """Hinge loss; its gradients reach the critic alone."""
+        assert self.module.critic is not None
+        real, false = self.module.critic(torch.cat([images, made.detach()])).float().chunk(2)
+        return F.relu(1 - real).mean() + F.relu(1 + false).mean()
+
+    def _adversarial(self, made: Tensor) -> Tensor:
+        """How real the pictures look to the critic, whose weights get no gradients from it."""
+        assert self.module.critic is not None
+        fixed = {name: value.detach() for name, value in self.module.critic.named_parameters()}
+        return -torch.func.functional_call(self.module.critic, fixed, (made,)).float().mean()
+
+    def _balance(self, others: Tensor, adversarial: Tensor) -> Tensor:
+        last = [p for p in self.module.vae.decoder.parameters() if p.ndim == 4][-1]
+        wanted, got = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (others, adversarial))
+        return (self.config.adversarial_weight * wanted / (got + 1e-6)).clamp(max=10).detach()
 
     def _perceptual(self, made: Tensor, images: Tensor, landmarks: Tensor) -> Tensor:
         assert self.recogniser is not None
@@ -119,14 +150,25 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
 
 
 class _Reconstruct(nn.Module):
-    def __init__(self, vae: AutoencoderTiny, noise: float) -> None:
+    def __init__(self, vae: AutoencoderTiny, noise: float, critic: nn.Module | None) -> None:
         super().__init__()
-        self.vae, self.noise = vae, noise
+        self.vae, self.noise, self.critic = vae, noise, critic
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         latents = self.vae.encode(images).latents
         noisy = latents + self.noise * torch.randn_like(latents) if self.training else latents
         return self.vae.decode(noisy).sample, latents
+
+
+class _Critic(nn.Sequential):
+    """Pictures (batch, 3, h, w) -> scores (batch, 1, h / 4, w / 4) of patches of 22 px: high for renders."""
+
+    def __init__(self) -> None:
+        widths = (3, 32, 64, 96)
+        layers: list[nn.Module] = []
+        for before, width, stride in zip(widths, widths[1:], (2, 2, 1), strict=False):
+            layers += [nn.Conv2d(before, width, 3 + (stride == 2), stride, 1), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
 
 if __name__ == "__main__":
