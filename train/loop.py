@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class Stage(ABC, Generic[Config]):
     """One kind of training. `module` holds all that is trained; frozen helpers live on the stage itself."""
 
     module: nn.Module
+    # Why training ends before its time: `validate` may say so.
+    stopped: str | None = None
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -114,7 +116,7 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
     log = _Log(config, accelerator)
     started = time.monotonic() - elapsed
     progress = _progress(config, step, elapsed)
-    while progress < 1:
+    while progress < 1 and not stage.stopped:
         rate = config.learning_rate * _rate(config, step, progress)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate"]
@@ -157,6 +159,10 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
             log.validation(step, elapsed, figures, picture)
             stage.save(config.output_dir / "weights")
             ema.restore(trained)
+        if accelerator.num_processes > 1 and (done or step % config.validation_steps == 0):
+            stage.stopped = broadcast_object_list([stage.stopped])[0]
+    if stage.stopped:
+        say(f"ended early: {stage.stopped}")
     accelerator.wait_for_everyone()
     return config.output_dir / "weights"
 

@@ -80,6 +80,11 @@ def iresnet100(embedding_dim: int = 512) -> IResNet:
     return IResNet(LAYERS["iresnet100"], embedding_dim=embedding_dim)
 
 
+def slim_iresnet(embedding_dim: int = 512) -> IResNet:
+    """An IResNet-18 of a quarter of the channels: a sixteenth of the work. The mini family's held-out recogniser."""
+    return IResNet(LAYERS["iresnet18"], (16, 32, 64, 128), embedding_dim=embedding_dim)
+
+
 class Block(nn.Module):
     """BN - conv - BN - PReLU - conv (stride) - BN, plus the input (through a 1x1 convolution where the shape changes)."""
 

@@ -25,6 +25,7 @@ RECOGNISERS: dict[str, Builder | str] = {
     "iresnet34": "idgen.models.iresnet:iresnet34",
     "iresnet50": "idgen.models.iresnet:iresnet50",
     "iresnet100": "idgen.models.iresnet:iresnet100",
+    "slim_iresnet": "idgen.models.iresnet:slim_iresnet",
     "mini_recogniser": "idgen.models.mini_recogniser:MiniRecogniser",
     "judge": "idgen.models.mini_recogniser:JudgeRecogniser",
 }

@@ -1,0 +1,176 @@
+"""What `train/reward.py` can train: Arc2Face, a text-to-image model, or a decoupled identity adapter beside one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoPipelineForText2Image
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+
+from idgen.adapters.arc2face import locate
+from idgen.adapters.ip_faceid import FaceIDConfig, IPFaceIDAdapter
+from idgen.errors import IdgenError
+from idgen.finetune import FinetuneConfig
+from idgen.hub import fetch_folder
+from idgen.pipelines import Arc2FacePipeline
+from idgen.rewards.policies import AdapterPolicy, Condition, FinetunePolicy, Policy
+from idgen.weights import mini_root
+
+FILE = "adapter.safetensors"  # what every subject's weights are saved as
+
+
+class Subject(ABC):
+    """A pipeline's frozen parts and the policy that learns.
+
+    Attributes:
+        policy: what learns.
+        pipe: where the autoencoder, the noise schedule and the encoders come from.
+        reads_prompts: whether pictures are also asked for in words.
+        vae_file: the autoencoder's weights.
+    """
+
+    policy: Policy
+    pipe: Any
+    reads_prompts: bool
+    vae_file: Path
+
+    @abstractmethod
+    def condition(self, vectors: Tensor, prompts: list[str]) -> Condition:
+        """What the UNet reads, for embeddings (batch, dim) of unit length and as many prompts."""
+
+    @abstractmethod
+    def nobody(self, count: int) -> Condition:
+        """As many rows that ask for nothing."""
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents."""
+        config = self.policy.unet.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+
+class Arc2FaceSubject(Subject):
+    """A finetuning adapter in Arc2Face's UNet."""
+
+    reads_prompts = False
+
+    def __init__(self, model: str, base: str | None, finetune: FinetuneConfig, device: torch.device) -> None:
+        self.pipe = _frozen(Arc2FacePipeline.from_pretrained(model, base=base), device)
+        self.vae_file = _weights(locate(model, base).base / "vae")
+        _attend_plainly(self.pipe.unet, device)
+        self.policy = FinetunePolicy(self.pipe.unet, finetune)
+
+    def condition(self, vectors: Tensor, prompts: list[str]) -> Condition:
+        return Condition(self.pipe.encode_identity(vectors))
+
+    def nobody(self, count: int) -> Condition:
+        return Condition(self.pipe.encode_null().expand(count, -1, -1))
+
+
+class TextSubject(Subject):
+    """A finetuning adapter in a text-to-image UNet: one person's, as ID-Aligner trains LoRAs."""
+
+    reads_prompts = True
+
+    def __init__(self, model: str, finetune: FinetuneConfig, device: torch.device) -> None:
+        self.pipe, self.vae_file = _text_pipeline(model, device)
+        _attend_plainly(self.pipe.unet, device)
+        self.policy = FinetunePolicy(self.pipe.unet, finetune)
+
+    def condition(self, vectors: Tensor, prompts: list[str]) -> Condition:
+        return encode_prompts(self.pipe, prompts)
+
+    def nobody(self, count: int) -> Condition:
+        return encode_prompts(self.pipe, [""] * count)
+
+
+class FaceIDSubject(Subject):
+    """IP-Adapter-FaceID beside a text-to-image UNet.
+
+    Args:
+        adapter: its weights; None starts from fresh ones.
+        fresh: settings of a fresh one.
+    """
+
+    reads_prompts = True
+
+    def __init__(self, model: str, adapter: Path | None, fresh: FaceIDConfig, device: torch.device) -> None:
+        self.pipe, self.vae_file = _text_pipeline(model, device)
+        unet = self.pipe.unet
+        if adapter is not None:
+            made = IPFaceIDAdapter.from_pretrained(adapter, unet, dtype=torch.float32)
+            if made.config.plus:
+                raise IdgenError(
+                    f"{adapter} is a Plus variant, which also reads CLIP: train one that reads embeddings alone"
+                )
+        else:
+            sizes = {"cross_attention_dim": unet.config.cross_attention_dim, **fresh.projection}
+            made = IPFaceIDAdapter.for_unet(unet, FaceIDConfig(fresh.recogniser, sizes, fresh.rank)).to(device)
+        self.policy = AdapterPolicy(unet, made)
+
+    def condition(self, vectors: Tensor, prompts: list[str]) -> Condition:
+        encoded = encode_prompts(self.pipe, prompts)
+        return Condition(encoded.context, vectors, encoded.pooled, encoded.sizes)
+
+    def nobody(self, count: int) -> Condition:
+        return self.condition(torch.zeros(count, self._dim, device=self.pipe.device), [""] * count)
+
+    @property
+    def _dim(self) -> int:
+        adapter = self.policy.adapter
+        assert isinstance(adapter, IPFaceIDAdapter)
+        return adapter.image_proj.proj[0].in_features
+
+
+@torch.no_grad()
+def encode_prompts(pipe: Any, prompts: list[str]) -> Condition:
+    """Prompts as Stable Diffusion or SDXL reads them."""
+    encoded = pipe.encode_prompt(
+        prompt=prompts, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    if len(encoded) == 2:
+        return Condition(encoded[0])
+    context, _, pooled, _ = encoded
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=context.dtype, device=context.device)
+    return Condition(context, None, pooled, sizes.repeat(len(prompts), 1))
+
+
+def _text_pipeline(model: str, device: torch.device) -> tuple[Any, Path]:
+    source = str(mini_root()) if model == "mini" else model
+    try:
+        folder = Path(source) if Path(source).is_dir() else fetch_folder(source, ["vae/*"])
+        pipe = AutoPipelineForText2Image.from_pretrained(source, torch_dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IdgenError(
+            f"cannot load the model {source}: {reason}; give a folder or hub id of Stable Diffusion"
+        ) from error
+    return _frozen(pipe, device), _weights(folder / "vae")
+
+
+def _weights(folder: Path) -> Path:
+    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not found:
+        raise IdgenError(f"no weights in {folder}: the model's autoencoder is missing")
+    return found[0]
+
+
+def _frozen(pipe: Any, device: torch.device) -> Any:
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
+    pipe.to(device)
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _attend_plainly(unet: Any, device: torch.device) -> None:
+    """As in `idgen.train.base`: the fused attention's backward pass is slow on a CPU."""
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())
