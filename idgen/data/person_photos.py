@@ -184,10 +184,9 @@ def _square(
         if crop is not None:
             side = min(side, crop * max(face.size))
     corner = np.clip(centre - side / 2, 0, np.array([width, height]) - side)
-    area = (*corner, *(corner + side))
-    resized = Image.fromarray(original).resize(
-        (size, size), Image.Resampling.LANCZOS, box=tuple(float(x) for x in area)
-    )
+    left, top = float(corner[0]), float(corner[1])
+    area = (left, top, left + side, top + side)
+    resized = Image.fromarray(original).resize((size, size), Image.Resampling.LANCZOS, box=area)
     if face is None:
         return np.asarray(resized), None
     box = (face.box + 0.5 - np.tile(corner, 2)) * (size / side)
