@@ -3,10 +3,10 @@
     python -m benchmarks.decode_cost --family mini
     python -m benchmarks.decode_cost --family sd15 --batch 1 --face-share 0.25
 
-One step is: latents to pictures, finding the face, the aligned crop through the recogniser, and backwards to the latents; the
-UNet's own steps cost the same in every mode and are left out. `mini` has the shipped autoencoder and recogniser. `sd15` has
-networks of Stable Diffusion 1.5's shapes at 512 px (AutoencoderKL, AutoencoderTiny) and an IResNet-50, with random weights, which
-take as long. Each mode runs in a process of its own, so that one's memory is not another's.
+`decoding` is latents to pictures and backwards (in `crop` with the preview). `whole step` adds what every mode pays alike:
+finding the face, and the aligned crop through the recogniser and back; the UNet's own steps are left out. `mini` has the shipped
+autoencoder and recogniser. `sd15` has networks of Stable Diffusion 1.5's shapes at 512 px (AutoencoderKL, AutoencoderTiny) and an
+IResNet-50, with random weights, which take as long. Each figure comes from a process of its own, so that memory is not another's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,27 @@ from idgen.rewards.views import Asked, CropView, Decoder, FaceFinder, WholeView,
 from idgen.weights import find_mini
 
 MODES = ("full", "tiny", "crop")
+DECODING = "decoding"
+PARTS = (DECODING, "whole step")
 BAR = 0.25
 # The landmarks of a face, in units of its aligned crop.
 FACE = torch.tensor([[0.342, 0.461], [0.657, 0.46], [0.5, 0.641], [0.371, 0.825], [0.632, 0.824]])
 
 
 class Planted:
-    """Looks for faces, for the price of it, and then says where one is: pictures of random latents show none."""
+    """Looks for faces, for the price of it, and then says where one is: pictures of random latents show none.
 
-    def __init__(self, find: FaceFinder, share: float) -> None:
+    Args:
+        find: None looks for nothing.
+        share: side of the face's aligned crop over that of the picture.
+    """
+
+    def __init__(self, find: FaceFinder | None, share: float) -> None:
         self.find, self.share = find, share
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        self.find(pictures)
+        if self.find is not None:
+            self.find(pictures)
         side = pictures.shape[-1]
         landmarks = (FACE * self.share + (1 - self.share) / 2) * side
         count = len(pictures)
@@ -66,40 +75,61 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"A reward step's decoding, {args.family}, batch {args.batch}, the face's crop {args.face_share:.0%} of the side,"
         f" {torch.get_num_threads()} threads"
     )
-    costs = {}
-    for mode in MODES:
-        with timed(mode):
-            words = ["--one", mode, "--family", args.family, "--batch", str(args.batch), "--rounds", str(args.rounds)]
+    costs: dict[str, dict[str, dict[str, float]]] = {mode: {} for mode in MODES}
+    for mode, part in product(MODES, PARTS):
+        with timed(f"{mode}, {part}"):
+            words = [
+                "--one",
+                mode,
+                part,
+                "--family",
+                args.family,
+                "--batch",
+                str(args.batch),
+                "--rounds",
+                str(args.rounds),
+            ]
             words += ["--face-share", str(args.face_share), "--device", args.device]
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.decode_cost", *words], check=True, stdout=subprocess.PIPE, text=True
             )
-            costs[mode] = json.loads(done.stdout.splitlines()[-1])
+            costs[mode][part] = json.loads(done.stdout.splitlines()[-1])
     full = costs["full"]
     for mode, cost in costs.items():
-        seconds, memory = (f"{cost[key]:.3g} ({cost[key] / full[key]:.2f} of full)" for key in ("seconds", "megabytes"))
-        report.add(f"{mode}: seconds / peak MB per step", f"{seconds} / {memory}", "" if mode == "full" else f"{BAR}")
+        for part in PARTS:
+            bar = f"{BAR}" if part == DECODING and mode != "full" else ""
+            seconds, memory = (
+                f"{cost[part][key]:.3g} ({cost[part][key] / full[part][key]:.2f} of full)"
+                for key in ("seconds", "megabytes")
+            )
+            report.add(f"{mode}, {part}: seconds / peak MB", f"{seconds} / {memory}", bar)
     report.numbers |= {"family": args.family, "batch": args.batch, "face_share": args.face_share, "costs": costs}
     report.publish(args.json)
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
-    """The best time of a step and the memory that it took at its peak beyond the networks'."""
+    """The best time of a part and the memory that it took at its peak beyond the networks'."""
+    mode, part = args.one
     device = resolve_device(args.device)
     full, tiny, encoder, shape = (_mini if args.family == "mini" else _sd15)(device)
-    find = Planted(FaceFinder(encoder), args.face_share)
-    look: Any = {
-        "full": lambda: WholeView(full, find),
-        "tiny": lambda: WholeView(tiny, find),
-        "crop": lambda: CropView(full, find, tiny),
-    }[args.one]()
-    reward, references = IdentityReward(encoder), torch.randn(args.batch, 512, device=device)
+    reward, asked = IdentityReward(encoder), Asked(torch.randn(args.batch, 512, device=device))
     latents = torch.randn(args.batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    planted = Planted(None if part == DECODING else FaceFinder(encoder), args.face_share)
+    look = CropView(full, planted, tiny) if mode == "crop" else WholeView(full if mode == "full" else tiny, planted)
+
+    def job() -> None:
+        view = look(latents.clone().requires_grad_())
+        (view.pictures.sum() if part == DECODING else reward(view, asked).mean()).backward()
+
+    return _cost(job, args.rounds, device)
+
+
+def _cost(job: Callable[[], None], rounds: int, device: torch.device) -> dict[str, float]:
     before, times = _memory(device, peak=False), []
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         start = time.perf_counter()
-        ready = latents.clone().requires_grad_()
-        reward(look(ready), Asked(references)).mean().backward()
+        job()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
@@ -150,7 +180,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument(
         "--face-share", type=float, default=0.5, help="side of the aligned crop over that of the picture"
     )
-    flags.add_argument("--one", choices=MODES, help=argparse.SUPPRESS)
+    flags.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     return flags.parse_args(argv)
 
 

@@ -76,8 +76,9 @@ def test_captions_are_of_shots_that_nobody_is_compared_with() -> None:
 
 
 @pytest.mark.parametrize("mode", decode_cost.MODES)
-def test_a_step_costs_time_and_memory(mode, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("part", decode_cost.PARTS)
+def test_a_step_costs_time_and_memory(mode, part, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("IDGEN_MINI", str(tiny_family(tmp_path / "mini")))
-    args = argparse.Namespace(one=mode, family="mini", batch=1, rounds=1, face_share=0.4, device="cpu")
+    args = argparse.Namespace(one=(mode, part), family="mini", batch=1, rounds=1, face_share=0.4, device="cpu")
     cost = decode_cost.measure(args)
     assert cost["seconds"] > 0 and cost["megabytes"] >= 0 and json.dumps(cost)
