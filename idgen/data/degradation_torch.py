@@ -34,6 +34,11 @@ def degrade_batch(images: Tensor, damages: Sequence[Damage]) -> Tensor:
     reach = max(damage.kernel.shape[0] for damage in damages) // 2
     if min(images.shape[2:]) <= reach:
         raise IdgenError(f"pictures of {images.shape[3]} x {images.shape[2]} px are too small for a blur of {reach} px")
+    with torch.autocast(images.device.type, enabled=False):  # a level of 255 is less than what bf16 tells apart
+        return _degrade(images, damages)
+
+
+def _degrade(images: Tensor, damages: Sequence[Damage]) -> Tensor:
     small, sizes = shrink_batch(images, damages)
     quality = torch.tensor([damage.quality for damage in damages], device=images.device)
     full = (images.shape[2], images.shape[3])

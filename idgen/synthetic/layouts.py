@@ -1,4 +1,4 @@
-"""How a synthetic data set lies on disk: a folder of images with metadata.jsonl, or webdataset shards.
+"""How a synthetic data set lies on disk: a folder of images with metadata.jsonl (and FFHQ-Ref's tables), or webdataset shards.
 
 A layout saves a unit so that it is either there whole or not at all, can tell which, and finishes the tree when all are.
 What is under way lies in the folder `PARTS` inside the tree, on the same file system, and goes when all is done.
@@ -157,7 +157,25 @@ class ShardLayout:
             tar.addfile(entry, io.BytesIO(content))
 
 
-LAYOUTS: dict[str, type[FolderLayout] | type[ShardLayout]] = {"folder": FolderLayout, "webdataset": ShardLayout}
+class ReferenceLayout(FolderLayout):
+    """The folder layout, and FFHQ-Ref's tables of which photos show the same person (`idgen.data.ffhq_ref`)."""
+
+    def finish(self, units: Iterable[Unit]) -> None:
+        from idgen.data.ffhq_ref import write_tables
+
+        super().finish(units)
+        people: dict[int, list[str]] = {}
+        with (self.out / METADATA).open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                people.setdefault(row["person"], []).append(row["file_name"])
+        write_tables(self.out, list(people.values()))
+
+
+LAYOUTS: dict[str, type[FolderLayout] | type[ShardLayout]] = {
+    "folder": FolderLayout,
+    "webdataset": ShardLayout,
+    "ffhq-ref": ReferenceLayout,
+}
 
 
 def put(path: Path, content: bytes, parts: Path | None = None) -> None:

@@ -16,6 +16,7 @@ from idgen.train.config import parse_config
 from idgen.train.detector import DetectorConfig
 from idgen.train.inpaint import InpaintTrainConfig
 from idgen.train.recogniser import RecogniserConfig
+from idgen.train.restore import RestoreTrainConfig
 
 RECIPES = Path(idgen.configs.__file__).parent / "mini"
 KINDS = {
@@ -26,6 +27,7 @@ KINDS = {
     "base": BaseConfig,
     "arc2face": Arc2FaceTrainConfig,
     "inpaint": InpaintTrainConfig,
+    "restore": RestoreTrainConfig,
 }
 
 

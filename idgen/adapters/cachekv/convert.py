@@ -19,6 +19,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import DDIMScheduler, UNet2DModel, VQModel
 
+from idgen.adapters.cachekv.build import build_scheduler
 from idgen.adapters.cachekv.config import ReFLDMConfig
 from idgen.adapters.cachekv.keys import Described, KeyMap, describe_unet, describe_vq
 from idgen.checkpoint import load_weights
@@ -168,7 +169,7 @@ def _check_conditions(state: State, what: str) -> None:
 
 
 def _scheduler(state: State, what: str) -> DDIMScheduler:
-    """DDIM over the schedule that the file holds, ending at its first entry as the authors' sampler does."""
+    """DDIM over the schedule that the file holds."""
     missing = [name for name in SCHEDULE if name not in state]
     if missing:
         raise IdgenError(f"{what}: missing {', '.join(missing)}, the noise schedule")
@@ -178,16 +179,7 @@ def _scheduler(state: State, what: str) -> DDIMScheduler:
     if np.abs(roots - even).max() > 1e-6:
         raise IdgenError(f"{what}: the square roots of betas do not rise evenly: this is not ReF-LDM's noise schedule")
     start, end = (float(f"{beta:.6g}") for beta in (betas[0], betas[-1]))
-    scheduler = DDIMScheduler(
-        num_train_timesteps=len(betas),
-        beta_start=start,
-        beta_end=end,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="trailing",  # the authors' "uniform_trailing", for whichever sampler takes its place
-    )
+    scheduler = build_scheduler(start, end, len(betas))
     if not torch.allclose(scheduler.alphas_cumprod, state["alphas_cumprod"].float(), rtol=1e-4):
         raise IdgenError(f"{what}: alphas_cumprod does not belong to betas: the file is damaged")
     return scheduler

@@ -1,0 +1,89 @@
+"""The benchmarks of restoration, on tiny random weights: they run, and what they compare is the same computation."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from diffusers import UNet2DModel, VQModel
+
+from benchmarks import restore, restore_speed
+from idgen.models.mini_detector import MiniDetector
+from tests.tiny_family import face_in_the_middle, tiny_family
+from tests.tiny_restore import tiny_restorer
+
+
+def tiny() -> restore_speed.Restorer:
+    torch.manual_seed(0)
+    attends = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+    unet = UNet2DModel(
+        in_channels=8,
+        out_channels=4,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        down_block_types=attends[0],
+        up_block_types=attends[1],
+        attention_head_dim=16,
+    )
+    vq = VQModel(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        num_vq_embeddings=16,
+    )
+    return restore_speed.Restorer(unet.eval(), vq.eval(), 32)
+
+
+def test_the_authors_way_and_ours_predict_the_same():
+    model = tiny()
+    for references in (1, 3):
+        found = restore_speed.compare(model, references, steps=2, repeats=1)
+        assert found["relative_error"] < 1e-5
+        assert set(found["seconds"]) == {"original", "exact", "stored"}
+        assert found["seconds"]["stored"] < found["seconds"]["exact"]
+        assert set(found["parts"]["original"]) == {"photo", "references", "passes", "decoding", "step"}
+
+
+def test_the_speed_tables(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(restore_speed, "MECHANISMS", ("CacheKV",))
+    monkeypatch.setattr(restore_speed, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    restore_speed.main(
+        ["--references", "2", "--steps", "2", "--repeats", "1", "--json", str(tmp_path / "s.json")], tiny
+    )
+    out = capsys.readouterr().out
+    assert "2 references, exact: faster" in out and "five references by CacheKV" in out
+    content = json.loads((tmp_path / "s.json").read_text())
+    assert content["mechanisms"]["CacheKV"]["bytes"] > 1e6 and content["restorations"][0]["references"] == 2
+
+
+@pytest.mark.parametrize("name", [one for one in restore_speed.MECHANISMS if one != "CacheKV"])
+def test_every_mechanism_runs(name):
+    seconds, memory = restore_speed.mechanism(name, tiny, 2, 1)
+    assert seconds > 0 and memory > 0
+
+
+def test_the_table_of_the_bars(capsys, tmp_path, monkeypatch):
+    family = tiny_family(tmp_path / "mini")
+    tiny_restorer(size=128, references=5).save_pretrained(family / "restore")
+    monkeypatch.setenv("IDGEN_MINI", str(family))
+    monkeypatch.setattr(MiniDetector, "detect", face_in_the_middle)
+    words = ["--people", "2", "--steps", "1", "--counts", "1", "5", "--presets", "severe", "--workers", "1"]
+    files = [
+        "--json",
+        str(tmp_path / "r.json"),
+        "--cache",
+        str(tmp_path / "photos"),
+        "--sheet",
+        str(tmp_path / "r.png"),
+    ]
+    restore.main([*words, *files])
+    out = capsys.readouterr().out
+    for row in ("damaged photo", "0 references", "1 references", "5 references", "the next person's references"):
+        assert f"severe: {row} | id_score" in out
+    assert "over that with none" in out and "distance better than with none" in out
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert set(content["severe"]["5 references"]["id_score"]) == {"value", "low", "high"}
+    assert (tmp_path / "r-severe.png").is_file()

@@ -1,0 +1,137 @@
+"""The training of restoration: two steps on real renders, what is read when, and what it writes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+import idgen.configs
+from idgen.data.ffhq_ref import write_tables
+from idgen.errors import IdgenError
+from idgen.pipelines import ReferenceRestorePipeline
+from idgen.train.config import parse_config
+from idgen.train.restore import MODELS, RestoreStage, RestoreTrainConfig, _several
+
+CONFIGS = Path(idgen.configs.__file__).parent
+MINI = Path(idgen.__file__).parent / "assets" / "mini"
+
+
+def arguments(people: Path, out: Path, *more: str) -> list[str]:
+    values = {
+        "output_dir": out,
+        "data": people,
+        "validation": people,
+        "vae": MINI / "vae",
+        "recogniser": MINI / "recogniser",
+        "references_start": 0,
+        "identity_start": 0,
+        "references": 2,
+        "max_train_steps": 2,
+        "log_steps": 1,
+        "validation_steps": 2,
+        "num_threads": 1,
+        "max_minutes": "null",
+        "train_batch_size": 2,
+    }
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return ["--config", str(CONFIGS / "mini" / "restore.yaml"), *flags, *more]
+
+
+def stage(people: Path, out: Path, *more: str) -> RestoreStage:
+    return RestoreStage(parse_config(RestoreTrainConfig, arguments(people, out, *more)), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory, people_folder: Path) -> Path:
+    """Trained for two steps, as a user would."""
+    out = tmp_path_factory.mktemp("restore")
+    command = [sys.executable, "-m", "idgen.train.restore", *arguments(people_folder, out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    log = (out / "log.jsonl").read_text()
+    assert "cosine_references" in log and "psnr_alone" in log and '"identity"' in log
+    assert list((out / "grids").glob("*.png"))
+    return out / "weights"
+
+
+def test_it_writes_a_pipeline_that_restores(weights):
+    pipe = ReferenceRestorePipeline.from_pretrained(weights)
+    assert (pipe.config.size, pipe.config.references, pipe.config.ref_encoding) == (128, 2, "independent")
+    assert isinstance(pipe.vq, AutoencoderTiny) and pipe.unet.config.in_channels == 16
+    assert (weights / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 16_000_000
+    photo = np.zeros((128, 128, 3), np.uint8)
+    assert pipe(photo, [photo, photo], num_inference_steps=1).images[0].size == (128, 128)
+
+
+def test_a_training_goes_on_from_finished_weights(weights, people_folder, tmp_path):
+    fresh = stage(people_folder, tmp_path)
+    fresh.load(weights)
+    saved = ReferenceRestorePipeline.from_pretrained(weights).unet.state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in fresh.module.unet.state_dict().items())
+
+
+def test_references_are_read_from_their_start_and_trained_through(people_folder, tmp_path):
+    training = stage(people_folder, tmp_path, "--references_start", "0.5", "--identity_weight", "0")
+    batch = training.batch(np.random.default_rng(0))
+    assert batch["latents"].shape == batch["lq"].shape == (2, 8, 16, 16) and batch["references"].shape[0] == 2
+    rows = []
+    training.module.unet.conv_in.register_forward_hook(lambda module, given, made: rows.append(len(given[0])))
+    training.losses(training.module, batch, progress=0.1)
+    assert rows == [2], "the photo alone"
+    rows.clear()
+    batch["references"] = batch["references"].requires_grad_()
+    batch["references_dropped"][:] = False
+    training.losses(training.module, batch, progress=0.6)["loss"].backward()
+    assert rows == [2 * batch["references"].shape[1], 2]
+    assert batch["references"].grad.abs().amax((2, 3, 4)).min() > 0
+
+
+def test_what_is_left_out_is_zero_and_a_batch_follows_from_its_number(people_folder, tmp_path):
+    training = stage(people_folder, tmp_path, "--condition_dropout", "1")
+    seen = []
+    training.module.forward = lambda noisy, times, lq, references: seen.append((lq, references)) or noisy  # type: ignore
+    first, again = (training.batch(np.random.default_rng(5)) for _ in range(2))
+    training.losses(training.module, first, progress=1)
+    assert not seen[0][0].any() and not seen[0][1].any()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_the_authors_recipe_on_a_folder_in_their_layout(people_folder, tmp_path, monkeypatch):
+    files = sorted((people_folder / "images").glob("*/*.png"))
+    people = [[str(file) for file in files[start : start + 4]] for start in range(0, len(files), 4)]
+    write_tables(tmp_path / "ref", people)
+    for name in ("train", "val"):
+        assert (tmp_path / "ref" / "reference_mapping" / f"{name}_references.csv").is_file()
+    monkeypatch.setitem(MODELS, "refldm", (MODELS["mini"][0], MODELS["refldm"][1]))
+    values = {"output_dir": tmp_path / "o", "data": tmp_path / "ref", "validation": tmp_path / "ref", "size": 128}
+    values |= {"vae": MINI / "vae", "recogniser": MINI / "recogniser", "train_batch_size": 2, "identity_batch": 1}
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    config = parse_config(RestoreTrainConfig, ["--config", str(CONFIGS / "ffhq" / "refldm.yaml"), *flags])
+    training = RestoreStage(config, torch.device("cpu"))
+    assert training.latents is None and training.scheduler.config.prediction_type == "epsilon"
+    batch = training.batch(np.random.default_rng(0))
+    assert batch["references"].shape == (2, 5, 8, 16, 16)
+    losses = training.losses(training.module, batch, progress=0.0)
+    assert all(value.isfinite() for value in losses.values()) and losses["identity"] > 0
+    alone = RestoreStage(config.model_copy(update={"references": 0}), torch.device("cpu"))
+    assert "references" not in alone.batch(np.random.default_rng(0))
+    assert alone.losses(alone.module, alone.batch(np.random.default_rng(0)), 0.0)["loss"].isfinite()
+
+
+def test_few_references_come_again():
+    drawn = _several(np.array([4, 7]), 5, np.random.default_rng(0))
+    assert len(drawn) == 5 and set(drawn) == {4, 7}
+    assert _several(np.array([4, 7]), 0, np.random.default_rng(0)).dtype == np.int64
+
+
+def test_a_missing_data_folder_is_one_line(tmp_path):
+    with pytest.raises(IdgenError, match=r"idgen synth --out .*nowhere") as caught:
+        stage(tmp_path / "nowhere", tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,232 @@
+"""Trains restoration from references: `accelerate launch train/restore.py --config configs/mini/restore.yaml`.
+
+ReF-LDM (Hsiao et al., NeurIPS 2024, arXiv 2412.05043; github.com/ChiWeiHsiao/ref-ldm), whose authors did not publish their
+training: a latent diffusion model first learns to restore a photo alone; then its self-attention reads the keys and values of
+other photos of the person as well, and gradients flow through that pass. Photo and references are each left out of one sample
+in ten. A recogniser compares the picture that a prediction stands for with the photo, the more the less noise there is.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from idgen.adapters.arc2face.convert import load_model
+from idgen.adapters.cachekv import CacheKV, encode_references, load_vq
+from idgen.adapters.cachekv.build import build_mini_unet, build_scheduler, build_unet
+from idgen.adapters.cachekv.encode import Encoding
+from idgen.data.augment import vary_references
+from idgen.data.degradation import PRESETS, draw_damage
+from idgen.data.degradation_torch import degrade_batch
+from idgen.data.ffhq_ref import ReferencePhotos, open_references
+from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
+from idgen.losses.identity import identity_distances, timestep_weights
+from idgen.models.mini_family import build_scheduler as build_mini_scheduler
+from idgen.models.registry import load_recogniser
+from idgen.pipelines import ReferenceRestorePipeline
+from idgen.train.config import TrainConfig
+from idgen.train.loop import Batch, Stage, run
+from idgen.train.pictures import grid, to_float, to_pil
+
+MODELS = {"mini": (build_mini_unet, build_mini_scheduler), "refldm": (build_unet, build_scheduler)}
+SHOWN = 8  # photos in the grids
+
+
+class RestoreTrainConfig(TrainConfig):
+    """Settings of train/restore.py."""
+
+    data: Path = Field(description="folder of `idgen synth`, or in FFHQ-Ref's layout: its train split")
+    validation: Path = Field(description="the same with people of no training; in FFHQ-Ref's layout its val split")
+    size: int = Field(128, ge=32, description="side of the photos in pixels")
+    model: Literal["mini", "refldm"] = Field("mini", description="architecture of the UNet, and its noise schedule")
+    vae: Path = Field(description="folder of the autoencoder, or vqgan.ckpt")
+    recogniser: Path | None = Field(None, description="folder of the recogniser of the identity loss")
+    degradation: Literal["train", "severe", "moderate"] = "train"
+    references: int = Field(5, ge=0, description="at most so many of a photo; 0 trains to restore photos alone")
+    min_references: int = Field(1, ge=1, description="each step draws how many, from here")
+    references_start: float = Field(
+        0.0, ge=0, le=1, description="share of the training after which references are read, and photos no longer alone"
+    )
+    ref_encoding: Encoding = "panorama"
+    augment: bool = Field(False, description="mirror photos; change references' light, place and perspective")
+    condition_dropout: float = Field(0.1, ge=0, le=1, description="of the photo and of the references, each by itself")
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="of the denoising loss's weights; the authors have none"
+    )
+    identity_weight: float = Field(0.1, ge=0)
+    identity_start: float = Field(
+        0.0, ge=0, le=1, description="share of the training after which the identity loss acts"
+    )
+    identity_batch: int = Field(8, ge=1, description="samples of a batch that are decoded for it")
+    guidance_scale: float = Field(1.5, ge=0, description="of the grids")
+
+
+class RestoreStage(Stage[RestoreTrainConfig]):
+    """The UNet; autoencoder and recogniser are given."""
+
+    def __init__(self, config: RestoreTrainConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        alone = config.references == 0
+        self.data = open_references(config.data, "train", config.size, alone=alone)
+        self.held_out = open_references(config.validation, "val", config.size, alone=alone)
+        self.vae: Any = _load_autoencoder(config.vae).to(device).requires_grad_(False)
+        self.recogniser = (
+            load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
+        )
+        unet, scheduler = MODELS[config.model]
+        self.scheduler = scheduler()
+        self.module = Restorer(unet())
+        # What is not varied is encoded once and for all.
+        once = not config.augment and (alone or config.ref_encoding == "independent")
+        self.latents = self.data.latents(self.vae, _weights(config.vae), device) if once else None
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        config = self.config
+        rows = rng.choice(len(self.data.targets), min(config.train_batch_size, len(self.data.targets)), replace=False)
+        photos = self.data.targets[rows]
+        count = int(rng.integers(min(config.min_references, config.references), config.references + 1))
+        shown = np.stack([_several(self.data.references[row], count, rng) for row in rows])  # (batch, count)
+        pictures = to_float(_pictures(self.data, photos), self.device)
+        if config.augment:
+            mirrored = torch.from_numpy(rng.random((len(rows), 1, 1, 1)) < 0.5).to(self.device)
+            pictures = torch.where(mirrored, pictures.flip(3), pictures)
+        dropped = torch.from_numpy(rng.random((2, len(rows))) < config.condition_dropout).to(self.device)
+        batch: Batch = {"lq_dropped": dropped[0], "references_dropped": dropped[1]}
+        batch["lq"] = self._encode(self._damaged(pictures, rng)[:, None], "independent")[:, 0]
+        if self.latents is not None:
+            batch["latents"] = torch.from_numpy(self.latents[photos]).to(self.device).float()
+            batch["references"] = torch.from_numpy(self.latents[shown]).to(self.device).float()
+            return batch
+        batch["latents"] = self._encode(pictures[:, None], "independent")[:, 0]
+        if count:
+            others = [to_float(_pictures(self.data, one), self.device) for one in shown]
+            others = [vary_references(one) if config.augment else one for one in others]
+            batch["references"] = self._encode(torch.stack(others), config.ref_encoding)
+        return batch
+
+    def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        latents, lq = batch["latents"], _without(batch["lq"], batch["lq_dropped"])
+        reads = self.config.references > 0 and progress >= self.config.references_start
+        references = _without(batch["references"], batch["references_dropped"]) if reads else None
+        noised = add_noise(self.scheduler, latents, self.config.min_snr_gamma or float("inf"))
+        prediction = model(noised.noisy, noised.timesteps, lq, references)
+        denoising = denoising_loss(prediction, noised)
+        losses = {"loss": denoising, "denoising": denoising}
+        if self.recogniser is not None and self.config.identity_weight and progress >= self.config.identity_start:
+            losses["identity"] = self._identity(prediction, noised, latents)
+            losses["loss"] = denoising + self.config.identity_weight * losses["identity"]
+        return losses
+
+    def _identity(self, prediction: Tensor, noised: Noised, latents: Tensor) -> Tensor:
+        assert self.recogniser is not None
+        part = slice(self.config.identity_batch)
+        clean = predicted_latents(self.scheduler, prediction, noised)[part]
+        with torch.no_grad():
+            targets = self._decode(latents[part])
+        distances = identity_distances(self.recogniser, self._decode(clean), targets)
+        weights = timestep_weights(self.scheduler.alphas_cumprod, noised.timesteps[part])
+        return (weights * distances).mean()
+
+    @torch.no_grad()
+    def validate(self) -> tuple[dict[str, float], Image.Image | None]:
+        rows = np.arange(min(SHOWN, len(self.held_out.targets)))
+        photos = to_float(_pictures(self.held_out, self.held_out.targets[rows]), self.device)
+        damaged = self._damaged(photos, np.random.default_rng(0))
+        count = self.config.references
+        others = [_pictures(self.held_out, self.held_out.references[row][:count]) for row in rows]
+        pipe = self._pipeline(self.module.unet, self.vae)
+        pipe.set_progress_bar_config(disable=True)
+        made = {"alone": None} | ({"references": [list(one) for one in others]} if count else {})
+        figures, pictures = {}, [damaged]
+        for name, references in made.items():
+            restored = pipe(
+                damaged / 2 + 0.5,
+                references,
+                num_inference_steps=20,
+                guidance_scale=self.config.guidance_scale,
+                generator=torch.Generator().manual_seed(0),
+                output_type="pt",
+            ).images
+            pictures.append(restored.to(photos) * 2 - 1)
+            error = (pictures[-1] - photos).pow(2).mean((1, 2, 3)) / 4
+            figures[f"psnr_{name}"] = float((-10 * error.clamp_min(1e-9).log10()).mean())
+            if self.recogniser is not None:
+                figures[f"cosine_{name}"] = float(1 - identity_distances(self.recogniser, pictures[-1], photos).mean())
+        return figures, grid(to_pil(torch.cat([*pictures, photos])), len(rows))
+
+    def save(self, folder: Path) -> None:
+        unet = MODELS[self.config.model][0]()
+        unet.load_state_dict(self.module.unet.state_dict())
+        self._pipeline(unet.half(), _load_autoencoder(self.config.vae).half()).save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        unet = load_model(folder / "unet", "UNet")
+        self.module.unet.load_state_dict(unet.state_dict())
+
+    def _pipeline(self, unet: UNet2DModel, vae: Any) -> ReferenceRestorePipeline:
+        config = self.config
+        settings = {"size": config.size, "ref_encoding": config.ref_encoding, "references": config.references}
+        return ReferenceRestorePipeline(unet, vae, self.scheduler, **settings)
+
+    def _damaged(self, pictures: Tensor, rng: np.random.Generator) -> Tensor:
+        seed = int(rng.integers(2**32))
+        generators = random.Random(seed), np.random.RandomState(seed)
+        preset, size = PRESETS[self.config.degradation], self.config.size
+        return degrade_batch(pictures, [draw_damage(preset, size, size, generators=generators) for _ in pictures])
+
+    @torch.no_grad()
+    def _encode(self, pictures: Tensor, mode: Encoding) -> Tensor:
+        """(batch, photos, 3, size, size) -> scaled latents (batch, photos, channels, h, w)."""
+        return (encode_references(self.vae, pictures, mode) * self.vae.config.scaling_factor).float()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float()
+
+
+class Restorer(nn.Module):
+    """A UNet that reads references: (noisy, times, the photo's latents, the references' or None) -> prediction."""
+
+    def __init__(self, unet: UNet2DModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.kv = CacheKV.of(unet)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, lq: Tensor, references: Tensor | None) -> Tensor:
+        sample = torch.cat([noisy, lq], 1)
+        if references is None:
+            return self.unet(sample, timesteps).sample
+        with self.kv.attend(self.kv.build(references)):
+            return self.unet(sample, timesteps).sample
+
+
+def _several(numbers: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """So many of them, shuffled; where there are fewer, they come again, as with the authors."""
+    return np.resize(rng.permutation(numbers), count).astype(np.int64)
+
+
+def _pictures(data: ReferencePhotos, numbers: np.ndarray) -> np.ndarray:
+    return np.stack([data.picture(int(index)) for index in numbers])
+
+
+def _without(latents: Tensor, dropped: Tensor) -> Tensor:
+    return latents * ~dropped.view(-1, *[1] * (latents.ndim - 1))
+
+
+def _load_autoencoder(path: Path) -> Any:
+    return (load_model(path, "autoencoder") if path.is_dir() else load_vq(path)).eval()
+
+
+def _weights(path: Path) -> Path:
+    return path / "diffusion_pytorch_model.safetensors" if path.is_dir() else path
+
+
+if __name__ == "__main__":
+    run(RestoreStage, RestoreTrainConfig)
