@@ -1,6 +1,6 @@
 """Puts the weights of the mini family's stages together as they ship: `python tools/assemble_mini.py RUNS FAMILY`.
 
-RUNS holds one folder a stage (recogniser, judge, detector, probe, base, arc2face), as the recipes in configs/mini write them.
+RUNS holds one folder a stage (recogniser, judge, detector, probe, base, arc2face; restore if it is there), as the recipes in configs/mini write them.
 FAMILY is made anew; nothing of it is replaced before everything is found and within its limits.
 """
 
@@ -21,6 +21,8 @@ PLACES = {
     "base": "",
     "arc2face": "",
 }
+# Where they have been trained; their copy of the family's autoencoder stays behind.
+FURTHER = {"restore": "restore"}
 # Made by other commands and kept from the family that is replaced.
 KEPT = ("README.md", "judge/statistics.json")
 
@@ -34,6 +36,9 @@ def assemble(runs: Path, family: Path) -> None:
         new = Path(temporary) / "family"
         for stage, place in PLACES.items():
             shutil.copytree(runs / stage / "weights", new / place, dirs_exist_ok=True)
+        for stage, place in FURTHER.items():
+            if (runs / stage / "weights").is_dir():
+                shutil.copytree(runs / stage / "weights", new / place, ignore=shutil.ignore_patterns("vq"))
         for name in KEPT:
             if (family / name).exists():
                 shutil.copy(family / name, new / name)
