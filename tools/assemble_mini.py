@@ -1,6 +1,7 @@
 """Puts the weights of the mini family's stages together as they ship: `python tools/assemble_mini.py RUNS FAMILY`.
 
-RUNS holds one folder a stage (recogniser, judge, detector, probe, base, arc2face; restore if it is there), as the recipes in configs/mini write them.
+RUNS holds one folder a stage (recogniser, judge, detector, probe, base, arc2face; restore if it is there), as the recipes in
+configs/mini write them.
 FAMILY is made anew; nothing of it is replaced before everything is found and within its limits.
 """
 
