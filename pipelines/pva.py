@@ -27,12 +27,12 @@ from idgen.adapters.embeddings import People, RawEmbeddings
 from idgen.adapters.pva import PVAAdapter
 from idgen.adapters.pva.person import PersonWeights, apply_person, remove_person
 from idgen.adapters.pva.prompt import NEGATIVE, PLACEHOLDER, PROMPT, PersonPrompts, encode_prompts
+from idgen.adapters.pva.rows import expanded, for_rows, people_of, pictures_of
 from idgen.adapters.pva.sources import ADAPTER, RECOGNISER, SAVED, load_adapter, load_parts, load_recogniser, locate
 from idgen.adapters.pva.transform import face_crop
 from idgen.checkpoint import save_weights
 from idgen.data.holes import check_holes
 from idgen.errors import IdgenError
-from idgen.imageio import load_array
 from idgen.models.iresnet import IResNet, load_iresnet
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
                 f" FaceEncoder.from_pretrained({name!r})"
             )
         network = self.recogniser.to(self._execution_device)
-        crops = torch.cat([face_crop(2 * picture - 1) for picture in _pictures(portraits)])
+        crops = torch.cat([face_crop(2 * picture - 1) for picture in pictures_of(portraits)])
         return RawEmbeddings(network(crops.to(next(network.parameters()))), self.pva.config.recogniser)
 
     @torch.no_grad()
@@ -294,7 +294,7 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
             IdgenError: no adapter, an identity that these weights do not understand, a mask that covers nothing, everything or
                 another size than the picture's, or numbers of people, prompts and pictures that do not go together.
         """
-        people = _people(identity)
+        people = people_of(identity)
         if prompt is None:
             prompt = PROMPT.replace(PLACEHOLDER, self.config.placeholder) if people else NEGATIVE
         if prompt_embeds is None:
@@ -304,9 +304,9 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
             negative_prompt_embeds = self.encode_person_prompt(negative_prompt)
         rows = max(len(people), len(prompt_embeds))
         batch = rows * num_images_per_prompt
-        embeds = _expanded(prompt_embeds, rows, "prompts").repeat_interleave(num_images_per_prompt, 0)
+        embeds = expanded(prompt_embeds, rows, "prompts").repeat_interleave(num_images_per_prompt, 0)
         if guided:
-            negative = _expanded(cast(Tensor, negative_prompt_embeds), rows, "negative prompts")
+            negative = expanded(cast(Tensor, negative_prompt_embeds), rows, "negative prompts")
             embeds = torch.cat([negative.repeat_interleave(num_images_per_prompt, 0), embeds])
         embeds = embeds.to(self._execution_device, self.unet.dtype)
         kwargs = dict(cross_attention_kwargs or {})
@@ -325,7 +325,7 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
         hole = self.mask_processor.preprocess(mask_image, height, width)  # (n, 1, height, width), 1 in the hole
         # A row's noise comes from its own generator, the autoencoder's too: then a batch equals its single pictures.
         each = batch if isinstance(generator, list) or max(len(picture), len(hole)) > 1 else 1
-        picture, hole = (_each(x, rows, each, what) for x, what in ((picture, "pictures"), (hole, "masks")))
+        picture, hole = (for_rows(x, rows, each, what) for x, what in ((picture, "pictures"), (hole, "masks")))
 
         device = self._execution_device
         times, steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
@@ -392,38 +392,3 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
         adapter = self.pva.to(device=self._execution_device, dtype=self.unet.dtype)
         everybody = people * rows if len(people) == 1 else people
         return adapter.condition(everybody, images=images, guidance=guided, scale=scale, visual_null=text_control)
-
-
-def _people(identity: Any) -> list[Any]:
-    if identity is None:
-        return []
-    people = list(identity) if isinstance(identity, (list, tuple)) else [identity]
-    if not people:
-        raise IdgenError("no identity given: pass an Identity, or None for nobody in particular")
-    return people
-
-
-def _expanded(embeds: Tensor, rows: int, what: str) -> Tensor:
-    if len(embeds) not in (1, rows):
-        raise IdgenError(f"{len(embeds)} {what} given for {rows} people: give one for all or one for each")
-    return embeds.expand(rows, -1, -1)
-
-
-def _each(x: Tensor, rows: int, batch: int, what: str) -> Tensor:
-    """One picture for all, or one per person -> one per row of the batch."""
-    if len(x) not in (1, rows, batch):
-        raise IdgenError(f"{len(x)} {what} given for {rows} people: give one for all or one for each")
-    return x if len(x) == batch else x.repeat_interleave(batch // len(x), 0)
-
-
-def _pictures(portraits: Any) -> list[Tensor]:
-    """Each (n, 3, h, w) in [0, 1]."""
-    if isinstance(portraits, Tensor):
-        if portraits.ndim != 4 or portraits.shape[1] != 3 or not len(portraits):
-            raise IdgenError(f"portraits are a tensor (n, 3, height, width) in [0, 1], not {list(portraits.shape)}")
-        return [portraits.float()]
-    given = list(portraits) if isinstance(portraits, (list, tuple)) else [portraits]
-    if not given:
-        raise IdgenError("no portrait given: name at least one picture of the person")
-    arrays = [torch.from_numpy(load_array(portrait)) for portrait in given]
-    return [array.permute(2, 0, 1)[None].float() / 255 for array in arrays]

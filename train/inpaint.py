@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -120,7 +120,9 @@ class InpaintStage(Stage[InpaintTrainConfig]):
 
         prompts = PersonPrompts(often(batch["prompts"].input_ids), often(batch["prompts"].mask))
         rows = HoleBatch(
-            *(often(x.float()) for x in (latents, masked, mask)),
+            often(latents.float()),
+            often(masked.float()),
+            often(mask.float()),
             often(batch["references"]),
             prompts,
             often(batch["shown"]) if self.config.condition_dropout else None,
@@ -181,10 +183,10 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         loaded = PVAAdapter.from_pretrained(folder / SAVED / ADAPTER, unet, dtype=torch.float32)
         self.adapter.load_state_dict(loaded.state_dict())
 
-    def _unet(self, base: nn.Module) -> nn.Module:
+    def _unet(self, base: UNet2DConditionModel) -> UNet2DConditionModel:
         if self.config.train_unet:
-            return inpainting_unet(base).train().requires_grad_(True)  # type: ignore[arg-type]
-        if base.config.in_channels != 2 * self.vae.config.latent_channels + 1:  # type: ignore[union-attr]
+            return inpainting_unet(base).train().requires_grad_(True)
+        if base.config.in_channels != 2 * self.vae.config.latent_channels + 1:
             raise IdgenError(
                 f"the UNet of {self.config.base} is none of an inpainting model: name one that is, or set train_unet"
             )
