@@ -141,12 +141,13 @@ class PersonalDenoiser(nn.Module):
     def _encode_identities(self, vectors: Tensor) -> Tensor:
         encoder = self.pipe.text_encoder
         prompt = IdentityPrompt.tokenise(self.pipe.tokenizer, Arc2FaceConfig(recogniser=self.pipe.config.recogniser))
-        context = identity_prompt_embeds(encoder, prompt, vectors)
-        nobody = vectors.abs().sum(1) == 0
-        if not nobody.any():
-            return context
-        empty = null_prompt_embeds(encoder, prompt, vectors.device).to(context.dtype)
-        return torch.where(nobody[:, None, None], empty, context)
+        people, rows = vectors.unique(dim=0, return_inverse=True)  # most rows of a batch are the same person
+        context = identity_prompt_embeds(encoder, prompt, people)
+        nobody = people.abs().sum(1) == 0
+        if nobody.any():
+            empty = null_prompt_embeds(encoder, prompt, vectors.device).to(context.dtype)
+            context = torch.where(nobody[:, None, None], empty, context)
+        return context[rows]
 
 
 def open_pipeline(base: str, identity: bool, arc2face_base: str | None = None) -> Any:

@@ -1,0 +1,96 @@
+"""The command behind the table of personalisation: trains, draws, judges, and prints every row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from benchmarks import personal_prompts, personalise
+from benchmarks.personal_prompts import adherence, edits
+from idgen.evaluation.rendered import Photos
+from idgen.models.mini_detector import MiniDetector
+from idgen.models.probe import Reading
+from tests.benchmarks.test_mini_bars import noise_photos
+from tests.tiny_family import face_in_the_middle, tiny_family
+
+TINY = [
+    "max_train_steps=1",
+    "train_batch_size=2",
+    "num_inference_steps=1",
+    "num_validation_images=1",
+    "num_threads=1",
+    "resolution=32",
+    "adapter.rank=2",
+    "adapter.block_size=4",
+    'mixed_precision="no"',
+    "prior.weight=0",
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first training."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def larger_noise(*request: Any, **settings: Any) -> Photos:
+    """Large enough for a face to count as one."""
+    photos = noise_photos(*request, **settings)
+    images = photos.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return Photos(images, photos.landmarks * 2, photos.pose)
+
+
+@pytest.mark.parametrize("condition", ["identity", "text"])
+def test_every_row_is_measured(
+    condition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IDGEN_MINI", str(tiny_family(tmp_path / "mini")))
+    monkeypatch.setattr(MiniDetector, "detect", face_in_the_middle)
+    monkeypatch.setattr(personalise, "take_photos", larger_noise)
+    places = ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), "--json", str(tmp_path / "p.json")]
+    counts = ["--people", "2", "--images", "2", "--steps", "1", "--strengths", "0.5", "1"]
+    sheet = tmp_path / "sheet.png"
+    more = ["--condition", condition, "--device", "cpu", "--dtype", "fp32", "--sheet", str(sheet)]
+    personalise.main([*places, *counts, *more, *(word for setting in TINY for word in ("--set", setting))])
+    table, stored = capsys.readouterr().out, json.loads((tmp_path / "p.json").read_text())
+    for row in ("Arc2Face, zero-shot", "lora", "lora at 0.5", "oft", "lora: id_score over zero-shot", "oft: training"):
+        assert f"| {row}" in table, row
+    assert {"id_score", "gain", "minutes", "rank_one", "pixel_diversity", "faces_found"} <= stored["oft"].keys()
+    assert stored["lora"]["minutes"]["most"] > 0 and sheet.stat().st_size > 1000
+    if condition == "text":
+        assert "lora: added words obeyed" in table and "text-to-face base: added words obeyed" in table
+        assert {"lora", "oft", "id_score"} == stored["words_obeyed_at_equal_id_score"].keys()
+
+
+def test_words_are_counted_person_by_person_and_attribute_by_attribute() -> None:
+    names = {attribute: ["shown", "other"] for attribute in ("expression", "glasses", "head")}
+    monkeyed = {edit: replace(edit, values=frozenset(["shown"])) for edit in edits()}
+    classes = torch.tensor([[0, 1]]).T.repeat_interleave(len(monkeyed), 0)[
+        :, 0
+    ]  # the first person obeys, the second does not
+    rows = torch.nn.functional.one_hot(classes, 2).float()
+    reading = Reading(dict.fromkeys(names, rows), torch.zeros(len(rows), 3), names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(personal_prompts, "edits", lambda: tuple(monkeyed.values()))
+        assert adherence(reading, 2).tolist() == [1.0, 0.0]
+
+
+def test_every_edit_is_said_in_words_that_the_probe_can_read() -> None:
+    assert {edit.attribute for edit in edits()} == {"expression", "glasses", "head"}
+    smiling = next(edit for edit in edits() if edit.text.endswith(" smiling"))
+    assert smiling.values == {"smiling", "smiling with teeth"} and "id person" in smiling.text
+
+
+def test_likeness_is_made_equal_between_the_strengths_that_were_drawn() -> None:
+    points = [(0.5, 0.4), (0.1, 0.8), (0.3, 0.6)]
+    assert personalise.interpolate(points, 0.4) == pytest.approx(0.5)
+    assert personalise.interpolate(points, 0.9) == 0.4 and personalise.interpolate(points, 0.0) == 0.8
