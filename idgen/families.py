@@ -15,7 +15,7 @@ FAMILIES = {512: "the mini family", 768: "Stable Diffusion 1.5", 1024: "Stable D
 # Weights whose second axis is that width, in published namings: a UNet's or ControlNet's text attention and LoRAs down from it
 # (never up to it), keys and values of IP-Adapter, PuLID, W+ and PVA, and the linear layer ahead of FACT's and GLIGEN's attention.
 READS_TEXT = re.compile(
-    r"(?!.*(?:lora_B|magnitude|[._]up\.weight))(?:.*[._])?"
+    r"(?!.*(?:lora_B|magnitude|oft_R|[._]up\.weight))(?:.*[._])?"
     r"(?:attn2[._](?:processor\.)?to_[kv](?:[._].*)?|to_[kv]_ip(?:\.\d+)?|id_to_[kv]|to_[kv]_wplus|to_visual_[kv]"
     r"|(?:processor|fuser)\.linear)\.weight"
 )

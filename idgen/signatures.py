@@ -252,6 +252,12 @@ SIGNATURES: tuple[Signature, ...] = (
         LORA_DIFFUSERS,
         (r"ip_adapter\..+", r"id_encoder\..+"),
     ),
+    # What idgen.finetune saves, known by its header; a LoRA among them has diffusers' keys, and comes above without one.
+    Signature(
+        "finetune",
+        "a finetuning adapter of idgen",
+        (r"(?:unet|text_encoder(?:_2)?)\..+\.(?:(?:lora_A|oft_R)\.weight|boft_R|hra_u|hada_w1_a|lokr_w1(?:_a)?)",),
+    ),
     # Base models: CompVis' single files, diffusers' and transformers' folders.
     Signature(
         "stable-diffusion",

@@ -186,6 +186,11 @@ LAYOUTS: dict[str, tuple[str, Layout, str | None]] = {
         },
         "Stable Diffusion 1.5",
     ),
+    "finetune": (
+        "anna.safetensors",
+        {f"unet.{LINE}.to_k.oft_R.weight": (4, 6), f"unet.{LINE}.to_q.oft_R.weight": (4, 6)},
+        None,
+    ),
     "stable-diffusion": (
         "v1-5-pruned.ckpt",
         {

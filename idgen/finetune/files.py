@@ -28,6 +28,7 @@ from idgen.settings import build
 from idgen.version import __version__
 
 FORMAT = "idgen-finetune-1"
+KIND = "finetune"  # in idgen/signatures.py
 DIFFUSERS_HEADER = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 OLD_TEXT = "text_model."  # what CLIP's layers began with before transformers 5, and what files still say
 # What each kind's parameters are called: the ends of keys.
@@ -45,8 +46,10 @@ def save_adapter(path: str | os.PathLike[str], models: Models, name: str = "defa
     header: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
+        "kind": KIND,
+        "base": _family(found),
         "config": config.model_dump(mode="json"),
-        "base": {component: shape_of(model) for component, model in found.items()},
+        "models": {component: shape_of(model) for component, model in found.items()},
     }
     if config.kind in ("lora", "dora", "lokr"):
         header[DIFFUSERS_HEADER] = {
@@ -76,7 +79,7 @@ def load_adapter(
     config = build(FinetuneConfig, header["config"], f"{path}: ")
     chosen = components(models, config.modules)
     for component, model in chosen.items():
-        made_for, here = header["base"].get(component), shape_of(model)
+        made_for, here = header["models"].get(component), shape_of(model)
         if made_for != here:
             raise IdgenError(f"{path}: made for {_words(made_for)}, and this {component} is {_words(here)}")
     install(chosen, config, {own_key(key, chosen): value for key, value in tensors.items()}, name, str(path), dtype)
@@ -204,12 +207,18 @@ def _header(path: str | os.PathLike[str]) -> dict[str, Any]:
             " those of diffusers"
         )
     try:
-        read = {"config": json.loads(header["config"]), "base": json.loads(header["base"])}
+        read = {"config": json.loads(header["config"]), "models": json.loads(header["models"])}
         if not all(isinstance(value, dict) for value in read.values()):
             raise ValueError("not names and values")
     except (KeyError, ValueError) as error:
         raise IdgenError(f"{path}: the settings in its header are damaged ({error})") from None
     return read
+
+
+def _family(models: Mapping[str, Any]) -> str:
+    """The base in words, as far as the UNet tells."""
+    width = getattr(models["unet"].config, "cross_attention_dim", None) if "unet" in models else None
+    return family_name(width) if isinstance(width, int) else ""
 
 
 def _misfit(what: str, kind: str, keys: list[str]) -> IdgenError:

@@ -20,6 +20,7 @@ from idgen.finetune import (
     save_adapter,
     set_strength,
 )
+from idgen.inspection import inspect_weights
 from tests.finetune.models import (
     KINDS,
     config,
@@ -91,7 +92,17 @@ def test_the_header_says_everything(tmp_path: Path) -> None:
     settings = json.loads(header["config"])
     assert (settings["kind"], settings["rank"], settings["alpha"]) == ("lora", 4, 6.0)
     assert settings["targets"] == ["to_out.0", "to_q"] and settings["modules"] == ["unet"]
-    assert json.loads(header["base"])["unet"]["in_channels"] == 9
+    assert json.loads(header["models"])["unet"]["in_channels"] == 9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inspecting_a_file_says_what_it_is(kind: str, tmp_path: Path) -> None:
+    pipe = text_to_image("mini")
+    trained(pipe, config(kind))
+    save_adapter(tmp_path / "a.safetensors", pipe, "person")
+    report = inspect_weights(tmp_path / "a.safetensors")
+    assert (report.kind, report.family) == ("finetune", "the mini family")
+    assert report.notes == ("written by idgen (idgen-finetune-1)",)
 
 
 def test_ranks_and_alphas_that_differ_from_layer_to_layer_are_kept(tmp_path: Path) -> None:
@@ -150,8 +161,8 @@ def broken(file: Path, how: str) -> None:
         header = {}
     elif how == "empty":
         header["config"] = json.dumps(json.loads(header["config"]) | {"modules": ["unet", "text_encoder"]})
-        header["base"] = json.dumps(
-            json.loads(header["base"]) | {"text_encoder": {"hidden_size": 512, "num_hidden_layers": 2}}
+        header["models"] = json.dumps(
+            json.loads(header["models"]) | {"text_encoder": {"hidden_size": 512, "num_hidden_layers": 2}}
         )
     save_weights(file, tensors, header)
 
