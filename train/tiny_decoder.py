@@ -25,7 +25,8 @@ from idgen.files import atomic_write
 from idgen.metrics.fidelity import psnr
 from idgen.models.registry import load_recogniser
 from idgen.models.tiny_decoder import TinyDecoder, load_tiny_decoder
-from idgen.rewards.views import vae_decoder
+from idgen.rewards.identity import load_encoder
+from idgen.rewards.views import FaceFinder, vae_decoder
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.pictures import grid, to_pil
@@ -56,6 +57,7 @@ class TinyDecoderStage(Stage[TinyDecoderConfig]):
             encode_latents(folder, vae, weights, device) for folder in (self.data, self.held_out)
         )
         self.recogniser = load_recogniser(config.recogniser).to(device).requires_grad_(False)
+        self.find = FaceFinder(load_encoder(config.recogniser, device))
         factor = self.data.images.shape[1] // self.latents.shape[-1]
         self.module = TinyDecoder(self.latents.shape[1], factor=factor)
 
@@ -89,6 +91,9 @@ class TinyDecoderStage(Stage[TinyDecoderConfig]):
         figures = {
             "psnr": float(psnr(_bytes(made), _bytes(wanted)).mean()),
             "identity": float(F.cosine_similarity(own, theirs).mean()),
+            # What the detector misses here, a reward is never told of.
+            "faces": float(self.find(made)[1].float().mean()),
+            "faces_in_copied": float(self.find(wanted)[1].float().mean()),
         }
         return figures, grid(to_pil(torch.cat([wanted[:8], made[:8]])), min(8, len(made)))
 

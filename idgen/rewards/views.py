@@ -69,7 +69,9 @@ class FaceFinder:
         from idgen.metrics.embedding import detect_landmarks
 
         pixels = ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
-        landmarks, seen = detect_landmarks(self.encoder, pixels.permute(0, 2, 3, 1).cpu())
+        # Half precision would misplace the landmarks.
+        with torch.autocast(pictures.device.type, enabled=False):
+            landmarks, seen = detect_landmarks(self.encoder, pixels.permute(0, 2, 3, 1).cpu())
         return landmarks.to(pictures.device), seen.to(pictures.device)
 
 
