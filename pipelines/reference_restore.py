@@ -16,7 +16,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from idgen.adapters.arc2face.convert import load_model
-from idgen.adapters.cachekv.cache import MergedCache, ReferenceCache, gather
+from idgen.adapters.cachekv.cache import ReferenceCache, gather
+from idgen.adapters.cachekv.concat import CONDITIONINGS, GuidedBeside
 from idgen.adapters.cachekv.config import ReFLDMConfig
 from idgen.adapters.cachekv.convert import load_refldm
 from idgen.adapters.cachekv.encode import ENCODINGS, Encoding, encode_references
@@ -45,6 +46,8 @@ class ReferenceRestorePipeline(DiffusionPipeline):
         size: side of the photos in pixels.
         ref_encoding: how references are encoded where a call does not say, see `encode_references`.
         references: with how many the UNet was trained; 0 for one that never saw any.
+        conditioning: how it reads them. `"cachekv"`; or, for comparison, as latents beside the photo's on the channels
+            (`"channel"`) or in space (`"spatial"`), for which there is neither cache nor choice of levels.
     """
 
     model_cpu_offload_seq = "vq->unet->vq"
@@ -58,10 +61,13 @@ class ReferenceRestorePipeline(DiffusionPipeline):
         size: int = ReFLDMConfig.size,
         ref_encoding: str = "panorama",
         references: int = ReFLDMConfig.references,
+        conditioning: str = "cachekv",
     ) -> None:
         super().__init__()
+        if conditioning not in CONDITIONINGS:
+            raise IdgenError(f"conditioning is {conditioning!r}, expected one of {', '.join(CONDITIONINGS)}")
         self.register_modules(unet=unet, vq=vq, scheduler=scheduler)
-        self.register_to_config(size=size, ref_encoding=ref_encoding, references=references)
+        self.register_to_config(size=size, ref_encoding=ref_encoding, references=references, conditioning=conditioning)
         self.image_processor = VaeImageProcessor()
         self._interrupt = False
 
@@ -186,19 +192,19 @@ class ReferenceRestorePipeline(DiffusionPipeline):
         if references is not None and cache is not None:
             raise IdgenError("pass either references or a cache that was made of them, and not both")
         lq = self._encode(as_pixels(image, size)[:, None], "independent")[:, 0]
-        people = self._people(references, cache, levels, ref_encoding, size)
-        if len(people) not in (1, len(lq)) and self.config.references:
-            raise IdgenError(
-                f"{len(people)} people for {len(lq)} photos: give references of one person, or one for each"
-            )
+        if self.config.conditioning == "cachekv":
+            people = self._people(references, cache, levels, ref_encoding, size)
+            guided: Any = self._guided(lq, people, levels, guidance_scale)
+        elif cache is not None or levels is not None:
+            raise IdgenError(f"this model ({self.config.conditioning}) has neither cache nor levels: pass references")
+        else:
+            guided = self._guided_beside(lq, references, ref_encoding, size, guidance_scale)
         if latents is None:
             latents = randn_tensor(lq.shape, generator=generator, device=lq.device, dtype=lq.dtype)
         elif latents.shape != lq.shape:
             raise IdgenError(f"latents have the shape {list(latents.shape)}, expected {list(lq.shape)}")
         scheduler = copy.deepcopy(self.scheduler)  # its counters are of this call
         _set_timesteps(scheduler, num_inference_steps, lq.device)
-        followed = any(person is not None for person in people)
-        guided = GuidedUNet(self.kv, lq, self._read(people, lq, levels), guidance_scale if followed else 1.0)
         self._interrupt = False
         with self.progress_bar(total=len(scheduler.timesteps)) as bar:
 
@@ -237,30 +243,49 @@ class ReferenceRestorePipeline(DiffusionPipeline):
             given = [None if one is None else self._checked(one) for one in as_list(cache)]
             return [one if one is None or levels is None else one.select(levels) for one in given]
         people = [None] if references is None else as_people(references)
-        return [
-            None if one is None or len(as_list(one)) == 0 else self._build(one, ref_encoding, levels, size)
-            for one in people
-        ]
+        return [None if _nobody(one) else self._build(one, ref_encoding, levels, size) for one in people]
 
     def _build(
         self, references: Any, ref_encoding: Encoding | None, levels: Sequence[int] | None, size: int
     ) -> ReferenceCache:
+        if self.config.conditioning != "cachekv":
+            raise IdgenError(f"this model ({self.config.conditioning}) can not keep what it reads: pass references")
+        return self.kv.build(self._latents(references, ref_encoding, size), levels)
+
+    def _latents(self, references: Any, ref_encoding: Encoding | None, size: int) -> Tensor:
+        """One person's references: (1, references, channels, h, w)."""
         if self.config.references == 0:
             raise IdgenError(
                 "this model was trained without references: pass a photo alone, or load one that reads them"
             )
-        latents = self._encode(as_pixels(references, size)[None], ref_encoding or self.config.ref_encoding)
-        return self.kv.build(latents, levels)
+        return self._encode(as_pixels(references, size)[None], ref_encoding or self.config.ref_encoding)
 
-    def _read(
-        self, people: list[ReferenceCache | None], lq: Tensor, levels: Sequence[int] | None
-    ) -> ReferenceCache | MergedCache | None:
-        """What the rows of a batch read; None for a UNet that never reads."""
-        if self.config.references == 0:
-            return None
+    def _guided(
+        self, lq: Tensor, people: list[ReferenceCache | None], levels: Sequence[int] | None, scale: float
+    ) -> GuidedUNet:
+        if self.config.references == 0:  # a UNet that never reads
+            return GuidedUNet(self.kv, lq, None, 1.0)
+        _check_count(people, lq)
         # What stood for no references in training: as many of them, all of whose latents are zero.
         nobody = self.kv.null((lq.shape[-2], lq.shape[-1]), self.config.references, levels, lq.device)
-        return gather([(nobody if one is None else one).to(lq.device, lq.dtype) for one in people])
+        read = gather([(nobody if one is None else one).to(lq.device, lq.dtype) for one in people])
+        return GuidedUNet(self.kv, lq, read, 1.0 if all(one is None for one in people) else scale)
+
+    def _guided_beside(
+        self, lq: Tensor, references: Any | None, ref_encoding: Encoding | None, size: int, scale: float
+    ) -> GuidedBeside:
+        people = [None if _nobody(one) else one for one in ([None] if references is None else as_people(references))]
+        _check_count(people, lq)
+        known = {i: self._latents(one, ref_encoding, size) for i, one in enumerate(people) if one is not None}
+        counts = {latents.shape[1] for latents in known.values()} or {self.config.references}
+        if len(counts) > 1:
+            raise IdgenError(
+                f"a batch with {' and '.join(map(str, sorted(counts)))} references: this model"
+                f" ({self.config.conditioning}) takes equally many of each person"
+            )
+        nobody = lq.new_zeros(1, *counts, *lq.shape[1:])
+        rows = torch.cat([known.get(i, nobody) for i in range(len(people))]).expand(len(lq), -1, -1, -1, -1)
+        return GuidedBeside(self.unet, self.config.conditioning, lq, rows, scale if known else 1.0)
 
     def _checked(self, cache: Any) -> ReferenceCache:
         if isinstance(cache, (str, os.PathLike)):
@@ -293,6 +318,15 @@ class _Interrupted(Exception):
     def __init__(self, latents: Tensor) -> None:
         super().__init__()
         self.latents = latents
+
+
+def _nobody(references: Any | None) -> bool:
+    return references is None or len(as_list(references)) == 0
+
+
+def _check_count(people: Sequence[Any], lq: Tensor) -> None:
+    if len(people) not in (1, len(lq)):
+        raise IdgenError(f"{len(people)} people for {len(lq)} photos: give references of one person, or one for each")
 
 
 def _set_timesteps(scheduler: Any, steps: int, device: torch.device) -> None:

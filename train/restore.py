@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from idgen.adapters.arc2face.convert import load_model
 from idgen.adapters.cachekv import CacheKV, encode_references, load_vq
 from idgen.adapters.cachekv.build import build_mini_unet, build_scheduler, build_unet
+from idgen.adapters.cachekv.concat import Conditioning, predict_beside, with_channels
 from idgen.adapters.cachekv.encode import Encoding
 from idgen.data.augment import vary_references
 from idgen.data.degradation import PRESETS, draw_damage
@@ -56,6 +57,9 @@ class RestoreTrainConfig(TrainConfig):
         0.0, ge=0, le=1, description="share of the training after which references are read, and photos no longer alone"
     )
     ref_encoding: Encoding = "panorama"
+    conditioning: Conditioning = Field(
+        "cachekv", description="how references are read; 'channel' and 'spatial' are for comparison (ReF-LDM's table 2)"
+    )
     augment: bool = Field(False, description="mirror photos; change references' light, place and perspective")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="of the photo and of the references, each by itself")
     min_snr_gamma: float | None = Field(
@@ -81,9 +85,8 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         self.recogniser = (
             load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
         )
-        unet, scheduler = MODELS[config.model]
-        self.scheduler = scheduler()
-        self.module = Restorer(unet())
+        self.scheduler = MODELS[config.model][1]()
+        self.module = Restorer(self._new_unet(), config.conditioning)
         # What is not varied is encoded once and for all.
         once = not config.augment and (alone or config.ref_encoding == "independent")
         self.latents = self.data.latents(self.vae, _weights(config.vae), device) if once else None
@@ -163,17 +166,24 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         return figures, grid(to_pil(torch.cat([*pictures, photos])), len(rows))
 
     def save(self, folder: Path) -> None:
-        unet = MODELS[self.config.model][0]()
+        unet = self._new_unet()
         unet.load_state_dict(self.module.unet.state_dict())
         self._pipeline(unet.half(), _load_autoencoder(self.config.vae).half()).save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
         unet = load_model(folder / "unet", "UNet")
+        if self.config.conditioning == "channel":  # one that restores photos alone has no room for references yet
+            unet = with_channels(unet, self.config.references)
         self.module.unet.load_state_dict(unet.state_dict())
+
+    def _new_unet(self) -> UNet2DModel:
+        unet = MODELS[self.config.model][0]()
+        return with_channels(unet, self.config.references) if self.config.conditioning == "channel" else unet
 
     def _pipeline(self, unet: UNet2DModel, vae: Any) -> ReferenceRestorePipeline:
         config = self.config
-        settings = {"size": config.size, "ref_encoding": config.ref_encoding, "references": config.references}
+        names = ("size", "ref_encoding", "references", "conditioning")
+        settings = {name: getattr(config, name) for name in names}
         return ReferenceRestorePipeline(unet, vae, self.scheduler, **settings)
 
     def _damaged(self, pictures: Tensor, rng: np.random.Generator) -> Tensor:
@@ -194,12 +204,14 @@ class RestoreStage(Stage[RestoreTrainConfig]):
 class Restorer(nn.Module):
     """A UNet that reads references: (noisy, times, the photo's latents, the references' or None) -> prediction."""
 
-    def __init__(self, unet: UNet2DModel) -> None:
+    def __init__(self, unet: UNet2DModel, conditioning: Conditioning = "cachekv") -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.conditioning = unet, conditioning
         self.kv = CacheKV.of(unet)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, lq: Tensor, references: Tensor | None) -> Tensor:
+        if self.conditioning != "cachekv":
+            return predict_beside(self.unet, self.conditioning, noisy, timesteps, lq, references)
         sample = torch.cat([noisy, lq], 1)
         if references is None:
             return self.unet(sample, timesteps).sample

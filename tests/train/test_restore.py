@@ -125,6 +125,27 @@ def test_the_authors_recipe_on_a_folder_in_their_layout(people_folder, tmp_path,
     assert alone.losses(alone.module, alone.batch(np.random.default_rng(0)), 0.0)["loss"].isfinite()
 
 
+@pytest.mark.parametrize(("conditioning", "channels", "width"), [("channel", 32, 16), ("spatial", 16, 48)])
+def test_the_other_ways_of_reading_references_train_from_the_same_weights(
+    conditioning, channels, width, weights, people_folder, tmp_path
+):
+    more = ["--conditioning", conditioning, "--min_references", "2", "--identity_weight", "0"]
+    training = stage(people_folder, tmp_path, *more)
+    training.load(weights)
+    shapes = []
+    training.module.unet.conv_in.register_forward_hook(lambda module, given, made: shapes.append(given[0].shape))
+    batch = training.batch(np.random.default_rng(0))
+    batch["references"] = batch["references"].requires_grad_()
+    batch["references_dropped"][:] = False
+    training.losses(training.module, batch, progress=1.0)["loss"].backward()
+    assert shapes == [(2, channels, 16, width)]
+    assert training.module.unet.conv_in.weight.grad[:, -8:].abs().sum() > 0 or conditioning == "spatial"
+    training.save(tmp_path / "w")
+    again = ReferenceRestorePipeline.from_pretrained(tmp_path / "w")
+    assert again.config.conditioning == conditioning and again.unet.config.in_channels == channels
+    training.load(tmp_path / "w")  # also from its own
+
+
 def test_few_references_come_again():
     drawn = _several(np.array([4, 7]), 5, np.random.default_rng(0))
     assert len(drawn) == 5 and set(drawn) == {4, 7}
