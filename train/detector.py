@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from idgen.checkpoint import save_weights
 from idgen.data.augment import photometric
-from idgen.data.clutter import Scene, close_up, compose, face_boxes
+from idgen.data.clutter import compose, face_boxes
 from idgen.data.faces import FaceFolder
+from idgen.data.scenes import SceneBatch, SceneMaker
 from idgen.files import atomic_write
 from idgen.models.mini_detector import STRIDE, MiniDetector
 from idgen.models.registry import load_detector
@@ -33,6 +34,9 @@ class DetectorConfig(TrainConfig):
 
     data: Path = Field(description="folder of `idgen synth`")
     validation: Path = Field(description="folder of `idgen synth` with other people")
+    widths: tuple[int, int, int, int, int] = Field(
+        (16, 32, 64, 96, 128), description="channels at strides 2, 4, 8, 16 and 32"
+    )
     close_up_share: float = Field(0.7, ge=0, le=1, description="steps on close-ups, which make the landmarks exact")
 
 
@@ -42,23 +46,16 @@ class DetectorStage(Stage[DetectorConfig]):
     def __init__(self, config: DetectorConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
-        self.boxes, self.held_out_boxes = face_boxes(self.data), face_boxes(self.held_out)
-        self.module = MiniDetector()
+        self.scenes, self.held_out_boxes = SceneMaker(self.data, device), face_boxes(self.held_out)
+        self.module = MiniDetector(config.widths)
 
     def batch(self, rng: np.random.Generator) -> Batch:
         whole = bool(rng.random() >= self.config.close_up_share)
         # Close-ups are a quarter of the area: four times as many for the same time.
         count = max(1, self.config.train_batch_size // (1 if not whole else 4))
-        make = compose if whole else close_up
-        scenes = [make(self.data, self.boxes, rng) for _ in range(count)]
-        pictures = torch.stack([scene.picture for scene in scenes])
-        heat, geometry, near = zip(*(_targets(scene) for scene in scenes), strict=True)
-        return {
-            "pictures": pictures.to(self.device),
-            "heat": torch.stack(heat).to(self.device),
-            "geometry": torch.stack(geometry).to(self.device),
-            "near": torch.stack(near).to(self.device),
-        }
+        with torch.autocast(self.device.type, enabled=False):
+            scenes = (self.scenes.scenes if whole else self.scenes.close_ups)(rng, count)
+            return {"pictures": scenes.pictures, **_targets(scenes)}
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         pictures = photometric(batch["pictures"], 0.8).contiguous(memory_format=torch.channels_last)
@@ -104,7 +101,9 @@ class DetectorStage(Stage[DetectorConfig]):
 
     def save(self, folder: Path) -> None:
         with atomic_write(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps({"architecture": "mini_detector"}, indent=2) + "\n")
+            temporary.write_text(
+                json.dumps({"architecture": "mini_detector", "widths": self.config.widths}, indent=2) + "\n"
+            )
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.module.state_dict().items()}
         save_weights(folder / "model.safetensors", state, {"format": "pt"})
 
@@ -112,27 +111,32 @@ class DetectorStage(Stage[DetectorConfig]):
         self.module.load_state_dict(load_detector(folder).state_dict())
 
 
-def _targets(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """Heat map, geometry (14 values a cell) and the cells near a centre, at stride 8."""
-    cells = scene.picture.shape[-1] // STRIDE
-    steps = torch.arange(cells) * STRIDE + (STRIDE - 1) / 2
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    heat, geometry, near = torch.zeros(cells, cells), torch.zeros(14, cells, cells), torch.zeros(cells, cells)
-    for box, landmarks in zip(scene.boxes, scene.landmarks, strict=True):
-        middle, extent = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
-        distance = ((x - middle[0]) ** 2 + (y - middle[1]) ** 2).sqrt()
-        spread = max(float(extent.mean()) / 10, STRIDE / 2)
-        heat = torch.maximum(heat, torch.exp(-0.5 * (distance / spread) ** 2))
-        row, column = divmod(int(distance.argmin()), cells)
-        heat[row, column] = 1
-        here = distance < max(1.2 * STRIDE, 0.15 * float(extent.mean()))
-        sides = torch.stack([x - box[0], y - box[1], box[2] - x, box[3] - y]).clamp_min(1) / STRIDE
-        offsets = (landmarks.flatten()[:, None, None] - torch.stack([x, y]).repeat(5, 1, 1)) / extent.repeat(5)[
-            :, None, None
-        ]
-        geometry[:, here] = torch.cat([sides.log(), offsets])[:, here]
-        near[here] = 1
-    return heat, geometry, near
+def _targets(scenes: SceneBatch) -> Batch:
+    """Heat map (batch, cells, cells), geometry (batch, 14, cells, cells) and the cells near a centre, at stride 8."""
+    device, cells = scenes.pictures.device, scenes.pictures.shape[-1] // STRIDE
+    steps = torch.arange(cells, device=device) * STRIDE + (STRIDE - 1) / 2
+    places = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)  # (cells, cells, 2) x, y
+    count = len(scenes.pictures)
+    heat, near = (torch.zeros(count, cells, cells, device=device) for _ in range(2))
+    geometry = torch.zeros(count, cells, cells, 14, device=device)
+    for box, landmarks, present in zip(
+        scenes.boxes.unbind(1), scenes.landmarks.unbind(1), scenes.present.unbind(1), strict=True
+    ):
+        low, high = box[:, None, None, :2], box[:, None, None, 2:]  # (batch, 1, 1, 2)
+        extent = high - low
+        mean = extent.mean(-1)
+        distance = (places - (low + high) / 2).norm(dim=-1)  # (batch, cells, cells)
+        spread = (mean / 10).clamp_min(STRIDE / 2)
+        blob = torch.exp(-0.5 * (distance / spread) ** 2)
+        nearest = distance == distance.amin((1, 2), keepdim=True)
+        heat = torch.where(present[:, None, None], torch.maximum(heat, torch.where(nearest, 1.0, blob)), heat)
+        here = (distance < (0.15 * mean).clamp_min(1.2 * STRIDE)) & present[:, None, None]
+        sides = torch.cat([places - low, high - places], -1).clamp_min(1) / STRIDE
+        offsets = (landmarks[:, None, None] - places[:, :, None]) / extent[..., None, :]  # (batch, cells, cells, 5, 2)
+        values = torch.cat([sides.log(), offsets.flatten(3)], -1)
+        geometry = torch.where(here[..., None], values, geometry)
+        near = torch.where(here, 1.0, near)
+    return {"heat": heat, "geometry": geometry.permute(0, 3, 1, 2), "near": near}
 
 
 def _focal(logits: Tensor, target: Tensor) -> Tensor:

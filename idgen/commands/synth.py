@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="W", help="processes (default: one per CPU core; one on a GPU)")
     parser.add_argument(
         "--format",
-        choices=("folder", "webdataset", "ffhq-ref"),
+        choices=("folder", "webdataset", "ffhq-ref", "arrays"),
         default="folder",
-        help="ffhq-ref adds FFHQ-Ref's tables of references to the folder (default: folder)",
+        help="ffhq-ref adds FFHQ-Ref's tables of references to the folder; trainings read arrays fastest (default: folder)",
     )
     parser.add_argument(
         "--first-person", type=int, default=0, metavar="N", help="number of the first person (default: 0)"

@@ -1,4 +1,5 @@
-"""Faces pasted at random places, sizes and angles on clutter: what a detector learns from and is measured on."""
+"""Faces pasted at random places, sizes and angles on clutter: what a detector is measured on. `scenes.py` makes what it learns
+from."""
 
 from __future__ import annotations
 
@@ -62,18 +63,6 @@ def compose(data: FaceFolder, boxes: np.ndarray, rng: np.random.Generator, size:
         torch.stack(found_boxes) if found_boxes else torch.zeros(0, 4),
         torch.stack(found_landmarks) if found_landmarks else torch.zeros(0, 5, 2),
     )
-
-
-def close_up(data: FaceFolder, boxes: np.ndarray, rng: np.random.Generator, size: int = 128) -> Scene:
-    """One face that nearly fills the picture, as the detector's second look sees it."""
-    picture = _clutter(data, rng, size)
-    photo = int(rng.integers(len(data)))
-    extent = float((boxes[photo, 2:] - boxes[photo, :2]).max())
-    # The second look crops 1.7 times the box that the first look guessed, which may be off by a fifth.
-    side = 128 * size / (1.7 * extent) * float(np.exp(rng.normal(0, 0.15)))
-    x, y = size / 2 + rng.normal(0, 0.05 * size, 2)
-    box, landmarks, picture = _paste(data, boxes, photo, picture, (x, y), side, rng)
-    return Scene(picture, box[None], landmarks[None])
 
 
 def _paste(

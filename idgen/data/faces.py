@@ -89,11 +89,15 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _cached(folder: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    images_file, masks_file = folder / CACHE / "images.npy", folder / CACHE / "masks.npy"
-    if images_file.exists() and masks_file.exists():
-        images, masks = np.load(images_file, mmap_mode="r"), np.load(masks_file, mmap_mode="r")
-        if len(images) == len(masks) == len(rows):
-            return images, masks
+    # `idgen synth --format arrays` leaves them beside the metadata.
+    for place in (folder, folder / CACHE):
+        images_file, masks_file = place / "images.npy", place / "masks.npy"
+        if images_file.exists() and masks_file.exists():
+            images, masks = np.load(images_file, mmap_mode="r"), np.load(masks_file, mmap_mode="r")
+            if len(images) == len(masks) == len(rows):
+                return images, masks
+    if "file_name" not in rows[0]:
+        raise IdgenError(f"{folder} lacks the arrays of its {len(rows)} pictures: run the same `idgen synth` again")
     size = _picture(folder / rows[0]["file_name"]).shape[0]
     images = np.empty((len(rows), size, size, 3), np.uint8)
     masks = np.empty((len(rows), size, size), np.uint8)

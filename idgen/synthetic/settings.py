@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from idgen.errors import IdgenError
 
-FORMATS = ("folder", "webdataset", "ffhq-ref")
+FORMATS = ("folder", "webdataset", "ffhq-ref", "arrays")
 SIZES = range(32, 1025)
 SUPERSAMPLINGS = range(1, 5)
 MAX_PERSON, MAX_SHOTS = 999_999, 1000  # what the file names p000000/s000 hold
@@ -26,7 +26,7 @@ class SynthSettings:
 
     people, shots: how many people, and images of each; first_person: the number of the first person.
     size: width and height in pixels, 32..1024; supersampling: rendered pixels per pixel and axis, 1..4.
-    format: "folder", "webdataset", or "ffhq-ref", the folder with FFHQ-Ref's tables.
+    format: "folder", "webdataset", "ffhq-ref" (the folder with FFHQ-Ref's tables), or "arrays" (of numpy).
     device: "cpu" or "cuda" (the two differ in last bits).
     """
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from idgen.data.clutter import close_up, compose, face_boxes
+from idgen.data.clutter import compose, face_boxes
 from idgen.data.faces import FaceFolder
+from idgen.data.scenes import MOST, SceneMaker
 
 
 def _marked(size: int = 128) -> FaceFolder:
@@ -24,14 +25,35 @@ def _marked(size: int = 128) -> FaceFolder:
     )
 
 
-def test_landmarks_of_a_scene_lie_on_their_dots() -> None:
-    data = _marked()
-    boxes = face_boxes(data)
-    for seed in range(12):
-        scene = close_up(data, boxes, np.random.default_rng(seed))
-        for x, y in scene.landmarks[0].round().long().tolist():
-            if 0 <= x < 128 and 0 <= y < 128:
-                assert scene.picture[:, y, x].min() > 0.5
+def _lit(pictures: torch.Tensor, faces: torch.Tensor, present: torch.Tensor) -> int:
+    """How many landmarks inside their picture were looked at; each must lie on its white dot."""
+    looked, size = 0, pictures.shape[-1]
+    for picture, landmarks, there in zip(pictures, faces, present, strict=True):
+        for x, y in landmarks[there].flatten(0, 1).round().long().tolist():
+            if 0 <= x < size and 0 <= y < size:
+                assert picture[:, y, x].min() > 0.5
+                looked += 1
+    return looked
+
+
+def test_landmarks_of_a_close_up_lie_on_their_dots() -> None:
+    torch.manual_seed(0)
+    batch = SceneMaker(_marked(), torch.device("cpu")).close_ups(np.random.default_rng(0), 16)
+    assert batch.pictures.shape == (16, 3, 128, 128) and bool(batch.present.all())
+    assert _lit(batch.pictures, batch.landmarks, batch.present) > 40
+
+
+def test_batched_scenes_have_none_one_and_several_faces_whose_eyes_are_where_they_are_said_to_be() -> None:
+    torch.manual_seed(1)
+    batch = SceneMaker(_marked(), torch.device("cpu")).scenes(np.random.default_rng(1), 48)
+    assert batch.boxes.shape == (48, MOST, 4) and bool(torch.isfinite(batch.pictures).all())
+    counts = batch.present.sum(1)
+    assert set(counts.clamp_max(2).tolist()) == {0, 1, 2}
+    # Dots of small faces are blurred: look at the large ones.
+    large = batch.present & (batch.boxes[..., 2] - batch.boxes[..., 0] > 90)
+    assert _lit(batch.pictures, batch.landmarks, large) > 20
+    inside = (batch.landmarks > batch.boxes[..., None, :2] - 30) & (batch.landmarks < batch.boxes[..., None, 2:] + 30)
+    assert bool(inside[batch.present].all())
 
 
 def test_boxes_hold_their_landmarks_and_scenes_have_none_one_and_several_faces() -> None:

@@ -15,14 +15,15 @@ from filelock import FileLock
 from PIL import Image
 
 from idgen import cli
+from idgen.data.faces import FaceFolder
 from idgen.errors import IdgenError
 from idgen.synthetic import PARSING_CLASSES, Renderer, samples
-from idgen.synthetic.layouts import PARTS
+from idgen.synthetic.layouts import LAYOUTS, PARTS
 from idgen.synthetic.people import ADULT
-from idgen.synthetic.samples import PALETTE
+from idgen.synthetic.samples import PALETTE, render_unit
 from idgen.synthetic.settings import SynthSettings, Unit
 from idgen.synthetic.workers import run_units
-from idgen.synthetic.writer import write_dataset
+from idgen.synthetic.writer import _describe, write_dataset
 
 SETTINGS = SynthSettings(people=9, shots=2, size=48, seed=3, first_person=40)
 ARGUMENTS = ["--people", "9", "--shots", "2", "--size", "48", "--seed", "3", "--first-person", "40"]
@@ -293,3 +294,34 @@ def test_an_error_in_a_worker_reaches_the_caller(tmp_path):
     units = [Unit(0, range(1)), Unit(1, range(1, 2))]
     with pytest.raises(FileNotFoundError):
         list(run_units(os.listdir, (tmp_path / "missing",), units, workers=2))
+
+
+def test_arrays_hold_the_pictures_of_the_folder_and_trainings_read_them(finished, tmp_path):
+    out = tmp_path / "arrays"
+    write_dataset(replace(SETTINGS, format="arrays"), out, workers=2)
+    assert set(tree(out)) == {"idgen-synth.json", "images.npy", "masks.npy", "metadata.jsonl"}
+    arrays, folder = FaceFolder.open(out), FaceFolder.open(finished)
+    assert np.array_equal(arrays.images, folder.images) and np.array_equal(arrays.masks, folder.masks)
+    assert arrays.captions == folder.captions and np.array_equal(arrays.landmarks, folder.landmarks)
+    assert write_dataset(replace(SETTINGS, format="arrays"), out).rendered == 0
+
+
+def test_arrays_go_on_after_a_kill(tmp_path):
+    settings, out = replace(SETTINGS, format="arrays"), tmp_path / "killed"
+    units = settings.units(LAYOUTS["arrays"].images_per_unit)
+    (out / PARTS).mkdir(parents=True)
+    layout = LAYOUTS["arrays"](out, settings.shots)
+    (out / "idgen-synth.json").write_text(_describe(settings).decode())
+    for _ in layout.save(units[1], render_unit(Renderer(), units[1], settings)):
+        pass
+    assert write_dataset(settings, out).rendered == settings.images - 2 * len(units[1].people)
+    write_dataset(settings, tmp_path / "whole")
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_folder_without_its_arrays_is_named(tmp_path):
+    out = tmp_path / "arrays"
+    write_dataset(replace(SETTINGS, people=2, format="arrays"), out)
+    (out / "images.npy").unlink()
+    with pytest.raises(IdgenError, match="lacks the arrays of its 4 pictures"):
+        FaceFolder.open(out)
