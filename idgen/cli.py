@@ -23,7 +23,7 @@ from idgen.version import __version__
 
 COMMANDS = Path(__file__).parent / "commands"
 # The order in which --help lists them, from the first that one tries; others follow by name.
-ORDER = ("demo", "embed", "generate", "restore", "inpaint", "evaluate", "synth", "convert", "doctor")
+ORDER = ("demo", "embed", "generate", "restore", "inpaint", "personalise", "evaluate", "synth", "convert", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from idgen.errors import IdgenError
 from idgen.files import check_output
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from idgen.faces import FaceEncoder
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", type=Path, metavar="PNG", help="also write the portrait, its hole and the filling")
     parser.add_argument("--prompt", help='what to paint, <new1> being the person (default: "photo of a <new1> person")')
     parser.add_argument("--person", type=Path, metavar="FILE", help="weights that were personalised for the person")
-    parser.add_argument("--steps", type=_count, default=20, metavar="N", help="denoising steps (default: 20)")
+    parser.add_argument("--steps", type=positive, default=20, metavar="N", help="denoising steps (default: 20)")
     parser.add_argument(
         "--guidance", type=float, default=1.0, metavar="SCALE", help="1 turns guidance off (default: 1)"
     )
@@ -52,21 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--aligned", action="store_true", help="the photo is a portrait as FFHQ cuts it")
     parser.add_argument("--strict", action="store_true", help="refuse references that may show different people")
-    parser.add_argument(
-        "--model",
-        default="mini",
-        metavar="NAME",
-        help="mini, a folder with FPIP.bin, or a saved PVAInpaintPipeline (default: mini)",
-    )
-    parser.add_argument("--base", metavar="NAME", help="hub id or folder of the inpainting model that FPIP.bin is for")
-    parser.add_argument(
-        "--recogniser", type=Path, metavar="FILE", help="ms1mv3_arcface_r50.pth, where FPIP.bin has none"
-    )
-    parser.add_argument(
-        "--encoder",
-        metavar="NAME",
-        help="finds the faces (default: mini for the mini family, else buffalo_l)",
-    )
+    add_model_flags(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -92,7 +79,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             load_image(path)  # says what is wrong, before any model is loaded
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    pipe, encoder = _load(args, device, dtype)
+    pipe, encoder = load_model(args, device, dtype)
+    if args.person is not None:
+        pipe.load_person(args.person)
     identity, warnings = _identity(args, pipe, encoder)
     prompt = {"prompt": args.prompt} if args.prompt is not None else {}
     start = time.perf_counter()
@@ -134,7 +123,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _load(args: argparse.Namespace, device: Any, dtype: Any) -> tuple[PVAInpaintPipeline, FaceEncoder]:
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model paints, and who finds the faces."""
+    parser.add_argument(
+        "--model",
+        default="mini",
+        metavar="NAME",
+        help="mini, a folder with FPIP.bin, or a saved PVAInpaintPipeline (default: mini)",
+    )
+    parser.add_argument("--base", metavar="NAME", help="hub id or folder of the inpainting model that FPIP.bin is for")
+    parser.add_argument(
+        "--recogniser", type=Path, metavar="FILE", help="ms1mv3_arcface_r50.pth, where FPIP.bin has none"
+    )
+    parser.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help="finds the faces (default: mini for the mini family, else buffalo_l)",
+    )
+
+
+def load_model(
+    args: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> tuple[PVAInpaintPipeline, FaceEncoder]:
+    """What `add_model_flags` asked for."""
     from diffusers.utils import logging
 
     from idgen.faces import FaceEncoder
@@ -146,8 +157,6 @@ def _load(args: argparse.Namespace, device: Any, dtype: Any) -> tuple[PVAInpaint
         args.model, base=args.base, recogniser=args.recogniser, torch_dtype=dtype
     ).to(device)
     pipe.set_progress_bar_config(disable=True)
-    if args.person is not None:
-        pipe.load_person(args.person)
     assert pipe.pva is not None
     family = pipe.pva.config.recogniser
     return pipe, FaceEncoder.from_pretrained(
@@ -182,7 +191,8 @@ def _side_by_side(done: InpaintedPhoto) -> Image.Image:
     return contact_sheet([SheetRow(tiles, ["before", "what the model sees", "filled"])], columns=3)
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0, of a flag."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)

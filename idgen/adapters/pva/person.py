@@ -63,7 +63,7 @@ class PersonWeights:
         """
         metadata = load_metadata(path) if str(path).endswith(".safetensors") else {}
         if metadata.get("format") != FORMAT or metadata.get("variant") not in get_args(Variant):
-            raise IdgenError(f"{path} holds no person's weights: personalise(pipe, photos).save(...) writes them")
+            raise IdgenError(f"{path} holds no person's weights: `idgen personalise` writes them")
         # Training that changes nothing is possible.
         tensors = load_weights(path, allow_empty=True)
         return cls(cast(Variant, metadata["variant"]), tensors, metadata.get("model", ""))
