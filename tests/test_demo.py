@@ -17,6 +17,8 @@ from idgen.cli import main
 from idgen.commands.demo import EXAMPLE, example_photos
 from idgen.models.mini_detector import Detections, MiniDetector
 from tests.tiny_family import face_in_the_middle, tiny_family
+from tests.tiny_inpainting import tiny_inpainting_family
+from tests.tiny_restore import add_restorer
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,34 @@ def test_the_score_is_the_similarity_on_the_scale_stored_beside_the_judge(
     assert result["id_similarity"] == pytest.approx(np.mean(result["id_similarity_of_each_image"]), abs=1e-6)
     assert result["nearest_training_person"]["id_score"] == 0.6
     assert result["seconds_per_image"] > 0
+
+
+@pytest.fixture(scope="module")
+def whole_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that restores and inpaints too."""
+    return add_restorer(tiny_inpainting_family(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.mark.usefixtures("with_family")
+def test_restoration_and_inpainting_are_shown_where_the_family_can(
+    whole_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = demo(capsys, "--out", str(tmp_path / "plain"))
+    assert not {"restoration", "inpainting"} & plain.keys()
+    monkeypatch.setenv("IDGEN_MINI", str(whole_family))
+    result = demo(capsys, "--out", str(tmp_path / "whole"))
+    for name in ("restoration", "inpainting"):
+        part = result[name]
+        assert list(part["images"]) == ["before", "without_references", "with_references"]
+        pictures = [np.asarray(Image.open(path)) for path in part["images"].values()]
+        assert {picture.shape for picture in pictures} == {(128, 128, 3)}
+        assert len({picture.tobytes() for picture in pictures}) == 3
+        assert part["id_score"] == pytest.approx((part["id_similarity"] - 0.1) / (0.5 - 0.1), abs=1e-6)
+        assert {"id_score", "id_similarity"} == part["before"].keys() == part["without_references"].keys()
+        assert part["seconds_per_image"] > 0
+    heights = [Image.open(one["sheet"]).height for one in (plain, result)]
+    assert heights[1] > 1.5 * heights[0]
+    assert result["id_similarity"] != 0 and plain["images"] != result["images"]
 
 
 @pytest.mark.usefixtures("with_family")

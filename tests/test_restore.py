@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from PIL import Image
 
 from idgen.cli import main
 from idgen.commands.demo import EXAMPLE
 from idgen.identity import Identity
 from idgen.models.mini_detector import MiniDetector
+from idgen.pipelines import ReferenceRestorePipeline
 from idgen.provenance import is_marked
 from tests.renders import Refused
 from tests.tiny_family import face_in_the_middle, tiny_family
-from tests.tiny_restore import SIZE, tiny_restorer
+from tests.tiny_restore import SIZE, add_restorer, tiny_restorer
 
 REFERENCES = [EXAMPLE / "reference_1.png", EXAMPLE / "reference_2.png"]
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny_family(tmp_path_factory.mktemp("mini"))
-    tiny_restorer().save_pretrained(folder / "restore")
-    return folder
+    return add_restorer(tiny_family(tmp_path_factory.mktemp("mini")))
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,13 @@ def test_a_photo_is_restored_and_compared(bad, tmp_path, capfd):
     assert face["references"] == 2 and len(face["box"]) == 4 and -1 <= face["similarity"] <= 1
     assert report["output"] == str(out) and report["compare"] == str(compare) and report["seconds"] > 0
     assert Image.open(compare).width > 2 * 320
+
+
+def test_the_mini_family_s_autoencoder_serves_restoration(family):
+    pipe = ReferenceRestorePipeline.from_pretrained("mini")
+    assert not (family / "restore" / "vq").exists()
+    wanted = AutoencoderTiny.from_pretrained(family / "vae").state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in pipe.vq.state_dict().items())
 
 
 def test_a_kept_cache_restores_as_its_photos_do_and_a_seed_decides(bad, tmp_path, capfd):

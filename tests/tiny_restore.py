@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,3 +35,11 @@ def tiny_restorer(seed: int = 0, **settings: Any) -> ReferenceRestorePipeline:
     pipe = ReferenceRestorePipeline(unet, vae, build_scheduler(), **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def add_restorer(family: Path, seed: int = 0, **settings: Any) -> Path:
+    """Put one into a mini family as tools/assemble_mini.py does: it shares the family's autoencoder."""
+    pipe = tiny_restorer(seed, **settings)
+    pipe.save_pretrained(family / "restore")
+    shutil.rmtree(family / "restore" / "vq")
+    return family

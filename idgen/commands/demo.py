@@ -1,9 +1,13 @@
-"""`idgen demo`: the example person's photos in, new pictures of that person out, and how alike the judge finds them."""
+"""`idgen demo`: the example person's photos in, new pictures of that person out, and how alike the judge finds them.
+
+Where the mini family has the weights, a damaged photo is restored from the references as well, and the face in another filled.
+"""
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +16,13 @@ from idgen.errors import IdgenError
 from idgen.files import check_output
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL import Image
 
+    from idgen.commands._demo_repair import Given
     from idgen.faces import FaceEncoder
+    from idgen.metrics.statistics import JudgeStatistics
 
 HELP = "generate new pictures of the example person, whom no training saw, and measure the likeness; needs no network"
 
@@ -36,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Embed the references with `mini`, generate, and measure with `judge`, which took no part in making the pictures."""
     from idgen import FaceEncoder
+    from idgen.commands._demo_repair import Given
     from idgen.devices import resolve_device, resolve_dtype
     from idgen.metrics.statistics import JudgeStatistics
     from idgen.provenance import save_png
@@ -58,11 +66,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     similarity = sum(similarities) / len(similarities)
     to_references = float((made @ shown.T).mean())
     real = float((shown @ unseen.T).mean())
+    given = Given(references, others[0], _landmarks(encoder, others[0]), encoder, device, dtype, args.steps, args.seed)
+    more = _repair(args.out, given, judge, unseen[1:], statistics) if len(others) > 1 else []
     paths = [args.out / f"generated_{index:02d}.png" for index in range(1, len(images) + 1)]
     for path, image in zip(paths, images, strict=True):
         save_png(path, image)
     sheet = args.out / "sheet.png"
-    save_png(sheet, _sheet(references, (shown @ unseen.T).mean(1).tolist(), images, similarities))
+    save_png(sheet, _sheet(references, (shown @ unseen.T).mean(1).tolist(), images, similarities, more))
     score = float(statistics.score(similarity))
     say(f"cosine to photos not among the references {similarity:.3f} (a real photo of the person: {real:.3f})")
     say(
@@ -79,10 +89,57 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "faces_found": int((made.abs().sum(1) > 0).sum()),
         "seconds_per_image": seconds,
         "images": paths,
+        **{one.name: one.report for one in more},
         "sheet": sheet,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the demo beside new pictures, as its report and its row of the sheet have it."""
+
+    name: str
+    report: dict[str, Any]
+    title: str
+    images: list[Image.Image]
+    similarities: list[float]
+
+
+def _repair(
+    out: Path, given: Given, judge: FaceEncoder, unseen: torch.Tensor, statistics: JudgeStatistics
+) -> list[_Part]:
+    """Restoration and inpainting, where the family has the weights; judged by photos that neither of them saw."""
+    from idgen.commands._demo_repair import PARTS
+    from idgen.provenance import save_png
+    from idgen.weights import mini_root
+
+    made = []
+    for folder, (name, make, title) in PARTS.items():
+        if not (mini_root() / folder).is_dir():
+            continue
+        done = make(given)
+        images = [done.before, done.without, done.after]
+        cosines = [float(value) for value in (_judge_at(judge, images, given.landmarks) @ unseen.T).mean(1)]
+        scores = [float(statistics.score(value)) for value in cosines]
+        paths = {key: out / f"{name}_{key}.png" for key in ("before", "without_references", "with_references")}
+        for path, image in zip(paths.values(), images, strict=True):
+            save_png(path, image)
+        report = {
+            "id_similarity": cosines[2],
+            "id_score": scores[2],
+            "without_references": {"id_similarity": cosines[1], "id_score": scores[1]},
+            "before": {"id_similarity": cosines[0], "id_score": scores[0]},
+            "seconds_per_image": done.seconds,
+            "images": paths,
+        }
+        say(
+            f"{name}: id_score {scores[2]:.3f} with the references, {scores[1]:.3f} without, {scores[0]:.3f} before;"
+            f" {done.seconds:.2f} s"
+        )
+        made.append(_Part(name, report, title, images, cosines))
+    return made
 
 
 def example_photos(kind: str) -> list[Image.Image]:
@@ -105,6 +162,14 @@ def _with_faces(encoder: FaceEncoder, photos: list[Image.Image]) -> list[Image.I
     if len(found) < len(photos):
         say(f"no face found in {len(photos) - len(found)} of {len(photos)} photos of the example person: left out")
     return found or photos
+
+
+def _landmarks(encoder: FaceEncoder, photo: Image.Image) -> np.ndarray:
+    """Of the face in a photo of the example person."""
+    faces = encoder.detect(photo)
+    if not faces:
+        raise IdgenError("no face found in any other photo of the example person: reinstall idgen-diffusion")
+    return faces[0].landmarks
 
 
 def _generate(
@@ -139,8 +204,25 @@ def _judge(judge: FaceEncoder, photos: list[Image.Image]) -> torch.Tensor:
     return unit(embed_faces(judge, torch.from_numpy(np.stack([np.asarray(photo.convert("RGB")) for photo in photos]))))
 
 
+def _judge_at(judge: FaceEncoder, photos: list[Image.Image], landmarks: np.ndarray) -> torch.Tensor:
+    """(n, dim) unit embeddings of a face whose place is known: damage shall not be told by the detector."""
+    import numpy as np
+    import torch
+
+    from idgen.metrics.embedding import embed_at
+    from idgen.metrics.identity import unit
+
+    pixels = torch.from_numpy(np.stack([np.asarray(photo.convert("RGB")) for photo in photos]))
+    points = torch.from_numpy(np.asarray(landmarks, np.float32)).expand(len(photos), -1, -1)
+    return unit(embed_at(judge, pixels, points))
+
+
 def _sheet(
-    references: list[Image.Image], likeness: list[float], images: list[Image.Image], similarities: list[float]
+    references: list[Image.Image],
+    likeness: list[float],
+    images: list[Image.Image],
+    similarities: list[float],
+    more: list[_Part],
 ) -> Image.Image:
     from idgen.sheet import SheetRow, contact_sheet
 
@@ -148,6 +230,7 @@ def _sheet(
         [
             SheetRow(references, [f"{value:.2f}" for value in likeness], "references (photos, given)"),
             SheetRow(images, [f"{value:.2f}" for value in similarities], "generated; below: cosine to other photos"),
+            *(SheetRow(one.images, [f"{value:.2f}" for value in one.similarities], one.title) for one in more),
         ],
         columns=max(4, min(len(images), 8)),
     )

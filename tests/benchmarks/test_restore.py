@@ -12,7 +12,7 @@ from diffusers import UNet2DModel, VQModel
 from benchmarks import restore, restore_speed
 from idgen.models.mini_detector import MiniDetector
 from tests.tiny_family import face_in_the_middle, tiny_family
-from tests.tiny_restore import tiny_restorer
+from tests.tiny_restore import add_restorer
 
 
 def tiny() -> restore_speed.Restorer:
@@ -66,8 +66,7 @@ def test_every_mechanism_runs(name):
 
 
 def test_the_table_of_the_bars(capsys, tmp_path, monkeypatch):
-    family = tiny_family(tmp_path / "mini")
-    tiny_restorer(size=128, references=5).save_pretrained(family / "restore")
+    family = add_restorer(tiny_family(tmp_path / "mini"), size=128, references=5)
     monkeypatch.setenv("IDGEN_MINI", str(family))
     monkeypatch.setattr(MiniDetector, "detect", face_in_the_middle)
     words = ["--people", "2", "--steps", "1", "--counts", "1", "5", "--presets", "severe", "--workers", "1"]
