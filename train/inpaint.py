@@ -56,6 +56,7 @@ class InpaintTrainConfig(TrainConfig):
     references: int = Field(5, ge=1, description="at most so many; each step draws how many")
     tokens: int = Field(10, ge=1, description="visual tokens")
     layers: int = Field(4, ge=1, description="of the network that makes them")
+    feedforward: int = Field(2048, ge=1, description="width of each layer's hidden one")
     caption_share: float = Field(0.5, ge=0, le=1, description="the other prompts only say that it is the person")
     flip_share: float = Field(0.5, ge=0, le=1, description="pictures that are mirrored")
     condition_dropout: float = Field(0.0, ge=0, le=1, description="pictures that are filled with nobody in particular")
@@ -81,6 +82,7 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         self.size = unet.config.sample_size * 8
         self._open_data()
         sizes = {"in_dim": self.embeddings.shape[1], "num_q_token": config.tokens, "num_layer": config.layers}
+        sizes["feedforward"] = config.feedforward
         width = unet.config.cross_attention_dim
         adapter = PVAAdapter.for_unet(unet, PVAConfig(recogniser=self.recogniser_name, out_dim=width, **sizes))
         self._initialise(adapter, parts["text_encoder"])

@@ -6,7 +6,7 @@ import torch
 from idgen.adapters.pva.transform import TransformNetwork, face_crop
 from idgen.errors import IdgenError
 
-SIZES = {"in_dim": 12, "out_dim": 16, "num_q_token": 3, "num_layer": 2}
+SIZES = {"in_dim": 12, "out_dim": 16, "num_q_token": 3, "num_layer": 2, "feedforward": 24}
 
 
 def test_any_number_of_references_in_any_order():

@@ -29,6 +29,7 @@ class PVAConfig(AdapterConfig):
     out_dim: int = 1024
     num_q_token: int = 10
     num_layer: int = 4
+    feedforward: int = 2048
 
 
 class PVAAdapter(Adapter):
@@ -44,7 +45,8 @@ class PVAAdapter(Adapter):
 
     def __init__(self, config: PVAConfig, layers: Sequence[AttentionLayer]) -> None:
         super().__init__(config, layers)
-        self.transform_network = TransformNetwork(config.in_dim, config.out_dim, config.num_q_token, config.num_layer)
+        sizes = (config.in_dim, config.out_dim, config.num_q_token, config.num_layer, config.feedforward)
+        self.transform_network = TransformNetwork(*sizes)
         self.kv = key_values(layers, config.out_dim)
         self.query: Any = nn.ModuleDict(
             {str(layer.index): nn.Linear(layer.hidden, layer.hidden, bias=False) for layer in layers if layer.cross}

@@ -15,6 +15,7 @@ from idgen.models.published import State, depth, shape
 FRAME = 256  # a portrait as CelebA-HQ frames it, at the size in which the crop is counted
 ROWS, COLUMNS = slice(35, 223), slice(32, 220)
 CROP = 112
+FEEDFORWARD = 2048  # the authors', and torch's default
 
 
 class TransformNetwork(nn.Sequential):
@@ -27,13 +28,20 @@ class TransformNetwork(nn.Sequential):
         out_dim: width of the tokens, the text encoder's; a multiple of 8.
         num_q_token: how many tokens.
         num_layer: layers of the transformer.
+        feedforward: width of each one's hidden layer.
         dropout: in training.
     """
 
     def __init__(
-        self, in_dim: int = 512, out_dim: int = 1024, num_q_token: int = 10, num_layer: int = 4, dropout: float = 0.1
+        self,
+        in_dim: int = 512,
+        out_dim: int = 1024,
+        num_q_token: int = 10,
+        num_layer: int = 4,
+        feedforward: int = FEEDFORWARD,
+        dropout: float = 0.1,
     ) -> None:
-        layer = nn.TransformerEncoderLayer(out_dim, nhead=8, dropout=dropout, batch_first=True)
+        layer = nn.TransformerEncoderLayer(out_dim, 8, feedforward, dropout=dropout, batch_first=True)
         # Nested tensors are for padded batches: every row here has the same number of references.
         encoder = nn.TransformerEncoder(layer, num_layer, nn.LayerNorm(out_dim), enable_nested_tensor=False)
         super().__init__(nn.Linear(in_dim, out_dim), encoder)
@@ -47,17 +55,19 @@ class TransformNetwork(nn.Sequential):
 
     @staticmethod
     def sizes(state: State, what: str) -> dict[str, int]:
-        """The arguments of the `TransformNetwork` that published weights belong to.
+        """The arguments of the `TransformNetwork` that published weights belong to, where they are not the default.
 
         Raises:
             IdgenError: the weights are not such a network's; `what` names them.
         """
         out_dim, in_dim = shape(state, "0.weight", 2, what)
+        width = shape(state, "1.layers.0.linear1.weight", 2, what)[0]
         return {
             "in_dim": in_dim,
             "out_dim": out_dim,
             "num_q_token": shape(state, "q_tokens", 2, what)[0],
             "num_layer": depth(state, "1.layers."),
+            **({} if width == FEEDFORWARD else {"feedforward": width}),
         }
 
 
