@@ -75,14 +75,14 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         self.recogniser = load_recogniser(config.recogniser).to(device).requires_grad_(False)
         vae_file = config.base / "vae" / "diffusion_pytorch_model.safetensors"
         recogniser_file = config.recogniser / "model.safetensors"
-        self.latents = encode_latents(self.data, self.vae, vae_file, device)
-        self.identities = _unit(encode_identities(self.data, self.recogniser, recogniser_file, device))
+        self.latents = torch.from_numpy(encode_latents(self.data, self.vae, vae_file, device)).to(device)
+        identities = _unit(encode_identities(self.data, self.recogniser, recogniser_file, device))
+        self.identities = torch.from_numpy(identities).to(device)
         self.held_out_identities = _unit(encode_identities(self.held_out, self.recogniser, recogniser_file, device))
         self.tokenizer = CLIPTokenizer.from_pretrained(config.base / "tokenizer")
         self.adapter = Arc2FaceConfig(recogniser=_recogniser_name(config.recogniser))
         self.prompt = IdentityPrompt.tokenise(self.tokenizer, self.adapter)
         self.scheduler = build_scheduler()
-        self.shots = self.data.shots
         self.module = IdentityDenoiser(build_unet(), build_text_encoder(self.tokenizer), self.prompt)
         attend_plainly(self.module, device)
         load_unet(self.module, config.base / "unet")
@@ -90,21 +90,22 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = rng.choice(len(self.data), self.config.train_batch_size, replace=False)
-        conditions, targets = [], []
-        for photo in chosen:
-            others = self.shots[self.data.people[photo]]
-            others = others[others != photo]
-            several = rng.random() >= self.config.single_reference_share
-            count = min(len(others), int(rng.integers(2, 5)) if several else 1)
-            conditions.append(self.identities[rng.choice(others, count, replace=False)].mean(0))
-            targets.append(self.identities[others].mean(0))
+        others, counts = self.data.others(chosen, rng)
+        several = rng.random(len(chosen)) >= self.config.single_reference_share
+        shown = np.minimum(counts, np.where(several, rng.integers(2, 5, len(chosen)), 1))
         return {
-            "latents": torch.from_numpy(self.latents[chosen]).to(self.device).float(),
-            "conditions": torch.from_numpy(np.stack(conditions)).to(self.device),
+            "latents": self.latents[torch.from_numpy(chosen).to(self.device)].float(),
+            "conditions": self._mean(others, shown),
             "dropped": torch.from_numpy(rng.random(len(chosen)) < self.config.condition_dropout).to(self.device),
-            "targets": torch.from_numpy(np.stack(targets)).to(self.device),
+            "targets": self._mean(others, counts),
             "landmarks": torch.from_numpy(self.data.landmarks[chosen]).to(self.device),
         }
+
+    def _mean(self, photos: np.ndarray, counts: np.ndarray) -> Tensor:
+        """(batch, dim): the mean embedding of the first so many of photos (batch, most)."""
+        first = torch.from_numpy(np.arange(photos.shape[1]) < counts[:, None]).to(self.device).float()
+        vectors = self.identities[torch.from_numpy(photos).to(self.device)]
+        return torch.einsum("bm,bmd->bd", first / first.sum(1, keepdim=True), vectors)
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         noised = add_noise(self.scheduler, batch["latents"])

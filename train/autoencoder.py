@@ -10,6 +10,7 @@ tells renders from reconstructions makes the decoder choose one of them; its wei
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from torch import Tensor, nn
 
 from idgen.data.faces import FaceFolder
 from idgen.faces.align_torch import norm_crop_torch
+from idgen.metrics import sharpness_ratio
 from idgen.models.mini_family import build_autoencoder
 from idgen.models.registry import load_recogniser
 from idgen.synthetic import PARSING_CLASSES
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
-from idgen.train.pictures import grid, to_float, to_pil
+from idgen.train.pictures import grid, to_bytes, to_float, to_pil
 
 DETAILED = ("brows", "eyes", "iris", "lips", "mouth", "glasses", "nose")
 
@@ -126,13 +128,26 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         a, b = embeddings.chunk(2)
         return 1 - F.cosine_similarity(a, b.detach()).mean()
 
+    def groups(self) -> list[dict[str, Any]]:
+        critic = list(self.module.critic.parameters()) if self.module.critic is not None else []
+        apart = {id(parameter) for parameter in critic}
+        rest = [p for p in self.module.parameters() if p.requires_grad and id(p) not in apart]
+        # A critic that remembers its pushes for long swings past its adversary.
+        return [{"params": rest, "rate": 1.0}] + (
+            [{"params": critic, "rate": 0.3, "betas": (0.5, 0.99)}] if critic else []
+        )
+
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
         images = to_float(self.held_out.images[:64], self.device)
         made, latents = self.module(images)
         made = made.float().clamp(-1, 1)
         error = (made - images).pow(2).mean((1, 2, 3)) / 4
-        figures = {"psnr": float((-10 * error.log10()).mean()), "latent_std": float(latents.float().std())}
+        figures = {
+            "psnr": float((-10 * error.log10()).mean()),
+            "sharpness": sharpness_ratio(to_bytes(made), torch.from_numpy(np.array(self.held_out.images[:64]))),
+            "latent_std": float(latents.float().std()),
+        }
         rows = torch.cat([images[:8], made[:8], images[8:16], made[8:16]])
         return figures, grid(to_pil(rows), 8)
 
@@ -164,7 +179,7 @@ class _Critic(nn.Sequential):
     """Pictures (batch, 3, h, w) -> scores (batch, 1, h / 4, w / 4) of patches of 22 px: high for renders."""
 
     def __init__(self) -> None:
-        widths = (3, 32, 64, 96)
+        widths = (3, 48, 96, 192)
         layers: list[nn.Module] = []
         for before, width, stride in zip(widths, widths[1:], (2, 2, 1), strict=False):
             layers += [nn.Conv2d(before, width, 3 + (stride == 2), stride, 1), nn.LeakyReLU(0.2)]

@@ -58,13 +58,14 @@ class BaseStage(Stage[BaseConfig]):
         super().__init__(config, device)
         data, held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.vae = AutoencoderTiny.from_pretrained(config.vae).to(device)
-        self.latents = encode_latents(data, self.vae, config.vae / "diffusion_pytorch_model.safetensors", device)
+        latents = encode_latents(data, self.vae, config.vae / "diffusion_pytorch_model.safetensors", device)
+        self.latents = torch.from_numpy(latents).to(device)
         kept = config.tokenizer or (config.start_from / "tokenizer" if config.start_from else None)
         self.tokenizer = (
             CLIPTokenizer.from_pretrained(kept) if kept else build_tokenizer([*vocabulary(), *PROMPT_WORDS])
         )
-        self.tokens = self._tokenise(data.captions)
-        self.empty = self._tokenise([""])
+        self.tokens = self._tokenise(data.captions).to(device)
+        self.empty = self._tokenise([""]).to(device)
         self.prompts = self._tokenise(held_out.captions[:32])
         self.scheduler = build_scheduler()
         self.module = TextDenoiser(build_unet(), build_text_encoder(self.tokenizer))
@@ -73,10 +74,13 @@ class BaseStage(Stage[BaseConfig]):
             load_unet(self.module, config.unet)
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        chosen = rng.choice(len(self.latents), self.config.train_batch_size, replace=False)
-        tokens = self.tokens[chosen].clone()
-        tokens[torch.from_numpy(rng.random(len(chosen)) < self.config.proportion_empty_prompts)] = self.empty[0]
-        return {"latents": torch.from_numpy(self.latents[chosen]).to(self.device), "tokens": tokens.to(self.device)}
+        chosen = torch.from_numpy(rng.choice(len(self.latents), self.config.train_batch_size, replace=False))
+        chosen = chosen.to(self.device)
+        dropped = torch.from_numpy(rng.random(len(chosen)) < self.config.proportion_empty_prompts).to(self.device)
+        return {
+            "latents": self.latents[chosen],
+            "tokens": torch.where(dropped[:, None], self.empty, self.tokens[chosen]),
+        }
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         noised = add_noise(self.scheduler, batch["latents"].float())
@@ -85,7 +89,7 @@ class BaseStage(Stage[BaseConfig]):
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
         context = self.module.text_encoder(self.prompts.to(self.device)).last_hidden_state
-        empty = self.module.text_encoder(self.empty.to(self.device)).last_hidden_state
+        empty = self.module.text_encoder(self.empty).last_hidden_state
         pictures = sample(self.module.unet, self.vae, self.scheduler, context, empty, self.config.guidance_scale)
         return {"pixel_std": float(pictures.float().std(0).mean())}, grid(to_pil(pictures), 8)
 

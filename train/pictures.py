@@ -13,10 +13,14 @@ def to_float(images: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """(batch, 3, h, w) in [-1, 1] -> uint8 (batch, h, w, 3) on the CPU."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu()
+
+
 def to_pil(images: Tensor) -> list[Image.Image]:
     """(batch, 3, h, w) in [-1, 1] -> pictures."""
-    array = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(picture) for picture in array]
+    return [Image.fromarray(picture) for picture in to_bytes(images).numpy()]
 
 
 def grid(pictures: list[Image.Image], columns: int) -> Image.Image:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from idgen.checkpoint import save_weights
 from idgen.data.faces import FaceFolder
 from idgen.files import atomic_write
-from idgen.models.probe import POSE_UNIT, SIZE, AttributeProbe, load_probe, to_network
+from idgen.models.probe import POSE_UNIT, AttributeProbe, load_probe, to_network
 from idgen.synthetic.shots import MIXED
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
@@ -34,7 +34,9 @@ class ProbeConfig(TrainConfig):
 
     data: Path = Field(description="folder of `idgen synth` with the people to learn from")
     validation: Path = Field(description="folder of `idgen synth` with other people")
-    shift: int = Field(3, ge=0, description="pictures of 64 px are moved by up to so many pixels")
+    size: int = Field(64, ge=32, description="pixels per side at which pictures are read")
+    widths: tuple[int, ...] = Field((48, 128, 256), description="channels; each stage halves the resolution")
+    shift: int = Field(3, ge=0, description="pictures of that size are moved by up to so many pixels")
 
 
 class ProbeStage(Stage[ProbeConfig]):
@@ -44,13 +46,14 @@ class ProbeStage(Stage[ProbeConfig]):
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.classes = {name: sorted({_value(row, name) for row in self.data.rows} - {""}) for name in ATTRIBUTES}
-        self.module = _Trained(AttributeProbe(self.classes), len(self.data.rows[0]["expression"]))
+        self.module = _Trained(
+            AttributeProbe(self.classes, config.widths, size=config.size), len(self.data.rows[0]["expression"])
+        )
         self.labels, self.held_out_labels = self._labels(self.data), self._labels(self.held_out)
         self.labels["actions"] = torch.tensor([row["expression"] for row in self.data.rows], dtype=torch.float32)
-        # Shrunk once to what the probe reads: (n, 64, 64, 3) uint8, 12 kB a picture.
-        self.small = torch.cat(
-            [_shrunk(self.data.images[start : start + 256]) for start in range(0, len(self.data), 256)]
-        )
+        # Shrunk once to what the probe reads: (n, size, size, 3) uint8.
+        starts = range(0, len(self.data), 256)
+        self.small = torch.cat([_shrunk(self.data.images[start : start + 256], config.size) for start in starts])
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = torch.from_numpy(rng.integers(len(self.data), size=self.config.train_batch_size))
@@ -58,7 +61,8 @@ class ProbeStage(Stage[ProbeConfig]):
         # Moved as a batch, the edge repeated: generated faces sit a little off the place of rendered ones.
         pad = self.config.shift
         top, left = (int(value) for value in rng.integers(0, 2 * pad + 1, 2))
-        images = F.pad(images, (pad,) * 4, mode="replicate")[..., top : top + SIZE, left : left + SIZE]
+        side = self.config.size
+        images = F.pad(images, (pad,) * 4, mode="replicate")[..., top : top + side, left : left + side]
         return {"images": images, **{name: values[chosen].to(self.device) for name, values in self.labels.items()}}
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -115,9 +119,11 @@ class _Trained(nn.Module):
         return logits, self.probe.pose(features) * POSE_UNIT, self.actions(features)
 
 
-def _shrunk(images: np.ndarray) -> Tensor:
-    """(n, height, width, 3) uint8 -> (n, 64, 64, 3) uint8, each pixel a mean."""
-    small = F.adaptive_avg_pool2d(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float(), SIZE)
+def _shrunk(images: np.ndarray, size: int) -> Tensor:
+    """(n, height, width, 3) uint8 -> (n, size, size, 3) uint8, each pixel a mean."""
+    if images.shape[1:3] == (size, size):
+        return torch.from_numpy(np.array(images))
+    small = F.adaptive_avg_pool2d(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float(), size)
     return small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

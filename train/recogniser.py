@@ -59,9 +59,7 @@ class RecogniserStage(Stage[RecogniserConfig]):
     def batch(self, rng: np.random.Generator) -> Batch:
         per = self.config.photos_per_person
         people = rng.choice(len(self.data.shots), -(-self.config.train_batch_size // per), replace=False)
-        chosen = np.concatenate(
-            [rng.choice(self.data.shots[p], per, replace=len(self.data.shots[p]) < per) for p in people]
-        )
+        chosen = self.data.shots_of(people, per, rng).reshape(-1)
         return self._load(self.data, chosen)
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -71,6 +71,39 @@ class FaceFolder:
         order = np.argsort(self.people, kind="stable")
         return np.split(order, np.cumsum(np.bincount(self.people))[:-1])
 
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """(people, most) photos of each person, -1 where there are fewer."""
+        table = np.full((len(self.shots), max(map(len, self.shots))), -1, np.int64)
+        for person, numbers in enumerate(self.shots):
+            table[person, : len(numbers)] = numbers
+        return table
+
+    def shots_of(self, people: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """(people, count) random photos of people (people,); those with fewer photos come again."""
+        table = self._table[people]
+        there = table >= 0
+        order = np.argsort(np.where(there, rng.random(table.shape), 2.0), axis=1)
+        places = np.arange(count)[None] % there.sum(1, keepdims=True)
+        return np.take_along_axis(table, np.take_along_axis(order, places, 1), 1)
+
+    def others(self, chosen: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The other photos of the people in photos `chosen` (batch,), shuffled.
+
+        Returns:
+            Numbers (batch, most), the others first, and how many of them are others (batch,).
+
+        Raises:
+            IdgenError: one of the people has a single photo.
+        """
+        table = self._table[self.people[chosen]]
+        other = (table >= 0) & (table != chosen[:, None])
+        counts = other.sum(1)
+        if not counts.all():
+            raise IdgenError(f"{self.folder} has people of a single photo: nothing is left to be their reference")
+        order = np.argsort(np.where(other, rng.random(table.shape), 2.0), axis=1)
+        return np.take_along_axis(table, order, 1), counts
+
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():

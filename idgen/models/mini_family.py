@@ -23,13 +23,13 @@ PROMPT_WORDS = ("photo", "of", "a", "id", "person")
 
 
 def build_autoencoder() -> AutoencoderTiny:
-    """(batch, 3, 128, 128) in [-1, 1] <-> (batch, 8, 16, 16); no blocks at 128 and 64 px, where they cost most."""
+    """(batch, 3, 128, 128) in [-1, 1] <-> (batch, 8, 16, 16); few blocks at 128 and 64 px, where they cost most."""
     vae = AutoencoderTiny(
         latent_channels=LATENT_CHANNELS,
         encoder_block_out_channels=(64, 64, 64, 64),
         decoder_block_out_channels=(64, 64, 64, 64),
-        num_encoder_blocks=(0, 0, 2, 3),
-        num_decoder_blocks=(4, 3, 0, 0),
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(4, 3, 2, 1),
     )
     _start_as_resampling(vae)
     return vae

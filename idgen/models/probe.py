@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ARCHITECTURE = "attribute_probe"
-# Pixels per side at which pictures are read: attributes show at this size, and how sharp a picture is does not.
-SIZE = 64
 # Degrees that one unit of the pose output stands for: keeps the regression in the range of the other losses.
 POSE_UNIT = 20.0
 
@@ -47,16 +45,21 @@ class AttributeProbe(nn.Module):
 
     Args:
         classes: attribute -> the names of its values, e.g. {"glasses": ["glasses", "none", "sunglasses"]}.
-        widths: channels of the stages; the first runs at 64 / patch px, each next at half of that.
+        widths: channels of the stages; the first runs at size / patch px, each next at half of that.
         patch: pixels per side that are stacked as channels before the first convolution.
+        size: pixels per side at which pictures are read.
     """
 
     def __init__(
-        self, classes: Mapping[str, Sequence[str]], widths: Sequence[int] = (48, 128, 256), patch: int = 2
+        self,
+        classes: Mapping[str, Sequence[str]],
+        widths: Sequence[int] = (48, 128, 256),
+        patch: int = 2,
+        size: int = 64,
     ) -> None:
         super().__init__()
         self.classes = {attribute: list(names) for attribute, names in classes.items()}
-        self.widths, self.patch = list(widths), patch
+        self.widths, self.patch, self.size = list(widths), patch, size
         # Patches of pixels as channels: a fraction of the time of convolutions at full size on a CPU.
         self.stem = nn.Sequential(nn.PixelUnshuffle(patch), _convolution(3 * patch**2, widths[0]))
         self.stages = nn.Sequential(*(_Stage(a, b) for a, b in pairwise(widths)))
@@ -69,11 +72,12 @@ class AttributeProbe(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """What config.json beside the weights holds; `AttributeProbe.from_config` reads it back."""
-        return {"architecture": ARCHITECTURE, "classes": self.classes, "widths": self.widths, "patch": self.patch}
+        sizes = {"widths": self.widths, "patch": self.patch, "size": self.size}
+        return {"architecture": ARCHITECTURE, "classes": self.classes, **sizes}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> AttributeProbe:
-        return cls(config["classes"], config["widths"], config.get("patch", 4))
+        return cls(config["classes"], config["widths"], config.get("patch", 4), config.get("size", 64))
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Pictures (n, 3, height, width) in [-1, 1] -> logits per attribute (n, classes), pose (n, 3) degrees."""
@@ -82,7 +86,7 @@ class AttributeProbe(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the heads read: (n, 3, height, width) in [-1, 1] -> (n, 256)."""
-        return self.trunk(self.pool(self.stages(self.stem(F.adaptive_avg_pool2d(images, SIZE)))))
+        return self.trunk(self.pool(self.stages(self.stem(F.adaptive_avg_pool2d(images, self.size)))))
 
     @torch.no_grad()
     def read(self, images: Tensor, batch: int = 64) -> Reading:
