@@ -112,13 +112,17 @@ def save_weights(
     if path.suffix not in SAFETENSORS_SUFFIXES:
         raise IdgenError(f"{path}: weights are written as safetensors: let the name end in .safetensors")
     _refuse_non_finite(tensors, path)
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
     # Tied or sliced tensors share storage, which safetensors refuses: each gets its own.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
-        save_file(own, temporary, metadata=header)
+        try:
+            save_file(own, temporary, metadata=header)
+        except SafetensorError as error:  # a full disk
+            raise OSError(str(error)) from error
 
 
 def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
@@ -154,9 +158,19 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], what
 
 
 def save_training_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write a training's state (nested dicts and lists of tensors and numbers), whole or not at all."""
-    with atomic_write(path) as temporary:
-        torch.save(dict(state), temporary)
+    """Write a training's state (nested dicts and lists of tensors and numbers), whole or not at all.
+
+    Raises:
+        IdgenError: the folder can not be written to, or the disk is full.
+    """
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            # torch reports a write that failed as a position that is not what it should be.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load_training_state(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:

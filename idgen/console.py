@@ -37,3 +37,22 @@ def end_progress() -> None:
     """Close the bars of work that was broken off: what is said next starts on a line of its own."""
     while _bars:
         _bars.pop().close()
+
+
+class Bar:
+    """A progress bar on stderr that is moved by hand; text that is said meanwhile stands above it."""
+
+    def __init__(self, total: int, desc: str) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, desc=desc, file=sys.stderr, dynamic_ncols=True)
+        _bars.append(self._bar)
+
+    def move(self, place: int) -> None:
+        """To this place of `total`."""
+        self._bar.update(place - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar in _bars:
+            _bars.remove(self._bar)
+        self._bar.close()

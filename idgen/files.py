@@ -34,9 +34,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)  # some writers (safetensors') replace the file by one that only its owner may read
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         # Only what the file system said about our own file is the user's to mend; other errors of the block pass through.
         if error.filename in (None, str(temporary), str(path)):
@@ -73,8 +73,8 @@ def _cannot_write(path: Path, error: OSError) -> IdgenError:
     return IdgenError(f"cannot write {path}: {reason}; choose another place for the output, or free this one")
 
 
-def _flush(path: Path) -> None:
-    """fsync a file or, where the system allows opening one, a folder."""
+def flush(path: str | os.PathLike[str]) -> None:
+    """Wait until a file, or where the system allows opening one the names in a folder, are on the disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:  # folders on Windows

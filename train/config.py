@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from idgen.errors import IdgenError
 from idgen.settings import assign_text, build, read_yaml, split_assignments
 
+Config = TypeVar("Config", bound="TrainConfig")
+
 
 class TrainConfig(BaseModel):
     """What every stage has; a stage adds its own fields. Names follow diffusers' training flags where there is one."""
@@ -25,7 +27,11 @@ class TrainConfig(BaseModel):
     max_minutes: float | None = Field(
         None, gt=0, description="stop after so many minutes of training; the schedule then follows the clock"
     )
-    train_batch_size: int = Field(64, ge=1, description="per process")
+    train_batch_size: int = Field(64, ge=1, description="per process and backward pass")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="backward passes per step")
+    gradient_checkpointing: bool = Field(
+        False, description="keep fewer activations and compute them again for the gradients"
+    )
     learning_rate: float = Field(6e-4, gt=0)
     lr_warmup_steps: int = Field(100, ge=0)
     lr_decay_share: float = Field(
@@ -40,14 +46,36 @@ class TrainConfig(BaseModel):
     checkpointing_steps: int = Field(500, ge=1)
     checkpoints_total_limit: int = Field(2, ge=1)
     validation_steps: int = Field(500, ge=1)
+    validation_at_start: bool = Field(True, description="also before the first step")
     log_steps: int = Field(20, ge=1)
+    report_to: str = Field(
+        "auto", description="accelerate's trackers, with commas; none; auto is TensorBoard where it is installed"
+    )
+    max_skipped_steps: int = Field(100, ge=0, description="end after more steps that were not finite")
     start_from: Path | None = Field(
         None, description="finished weights of the same stage to go on from, such as those that ship"
     )
-    resume: bool = Field(True, description="go on from the newest checkpoint in output_dir")
+    resume: bool = Field(True, description="go on from the newest whole checkpoint in output_dir")
+    resume_changed: bool = Field(False, description="also with other settings than it was written with")
+    dry_run: bool = Field(False, description="two real steps of few samples, in a folder that is thrown away")
 
-
-Config = TypeVar("Config", bound=TrainConfig)
+    def shrunk(self: Config) -> Config:
+        """The settings of a dry run: as they are, with less of everything."""
+        sizes = {
+            "max_train_steps": 2,
+            "max_minutes": None,
+            "train_batch_size": min(self.train_batch_size, 4),
+            "log_steps": 1,
+            "validation_steps": 2,
+            "checkpointing_steps": 2,
+            "validation_at_start": False,
+            "report_to": "none",
+            "resume": False,
+            "dry_run": False,
+            "num_inference_steps": 2,
+            "num_validation_images": 1,
+        }
+        return self.model_copy(update={name: value for name, value in sizes.items() if name in type(self).model_fields})
 
 
 def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Config:
@@ -62,10 +90,13 @@ def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Conf
         "--set", action="append", default=[], metavar="a.b=c", help="one setting, dotted for nested ones"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    parser.add_argument("--dry-run", action="store_true", help="two real steps at tiny size, and nothing is kept")
     known, rest = parser.parse_known_args(arguments)
     values: dict[str, Any] = read_yaml(known.config) if known.config else {}
     for name, text in [*split_assignments(known.set), *_flags(rest)]:
         assign_text(values, name, text)
+    if known.dry_run:
+        values["dry_run"] = True
     config = build(kind, values)
     if known.print_config:
         print(dump(config), end="")

@@ -1,33 +1,46 @@
 """The one training loop: every stage is a module that turns a batch into losses, and this runs it.
 
-What a step sees depends on (seed, step, process) alone, so a training that was killed goes on exactly where it was.
+What a batch sees depends on (seed, step, its number within the step) alone. So a training that was killed goes on exactly
+where it was, and two processes see the batches that one would see that accumulates gradients over two.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
-from diffusers.training_utils import EMAModel
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 from torch import Tensor, nn
 
 from idgen.console import say
 from idgen.errors import IdgenError
 from idgen.files import atomic_write, check_output
-from idgen.train.checkpoints import load_newest, save_checkpoint
+from idgen.train.averages import Average
+from idgen.train.checkpoints import SHARDED, Checkpoints, Place
 from idgen.train.config import TrainConfig, dump, parse_config
+from idgen.train.final_report import write_report
+from idgen.train.sharding import prepare_deepspeed, refuse_sharding, whole
+from idgen.train.train_log import TrainLog, trackers
 
 Config = TypeVar("Config", bound=TrainConfig)
 Batch = dict[str, Any]
@@ -39,13 +52,15 @@ class Stage(ABC, Generic[Config]):
     module: nn.Module
     # Why training ends before its time: `validate` may say so.
     stopped: str | None = None
+    # Whether `module` is the whole model. Where it is a small part of one that stands beside it, there is nothing to shard.
+    shardable: bool = True
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
 
     @abstractmethod
     def batch(self, rng: np.random.Generator) -> Batch:
-        """Draws a batch; all randomness comes from `rng`."""
+        """Draws a batch; all randomness comes from `rng`. "ids", if it is there, names its samples in errors."""
 
     @abstractmethod
     def losses(self, model: Callable[..., Any], batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -58,6 +73,14 @@ class Stage(ABC, Generic[Config]):
     def groups(self) -> list[dict[str, Any]]:
         """The trained parameters as the optimiser's groups; `rate` multiplies the learning rate."""
         return [{"params": [p for p in self.module.parameters() if p.requires_grad], "rate": 1.0}]
+
+    def models(self) -> Sequence[nn.Module]:
+        """Those that gradients pass through, for gradient checkpointing."""
+        return [self.module]
+
+    def about(self) -> dict[str, Any]:
+        """What the report should say of the data: what was left out, and why."""
+        return {}
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -80,18 +103,20 @@ def run(stage_type: Callable[[Any, torch.device], Stage[Any]], config_type: type
 
 def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConfig) -> Path:
     """Trains one stage to its end and returns the folder with the finished weights."""
+    if config.dry_run:
+        return _rehearse(stage_type, config)
     check_output(config.output_dir)
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    if not torch.cuda.is_available():
-        torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
-        torch.set_flush_denormal(True)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = _accelerator(config)
     set_seed(config.seed)
-    stage = stage_type(config, accelerator.device)
+    with accelerator.main_process_first():  # it fills the caches that the others then read
+        stage = stage_type(config, accelerator.device)
+    refuse_sharding(accelerator, stage.shardable)
     if config.start_from:
         stage.load(config.start_from)
+    if config.gradient_checkpointing:
+        _recompute(stage.models())
     stage.module.to(accelerator.device, memory_format=torch.channels_last)
-    trained = [p for p in stage.module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         stage.groups(),
         config.learning_rate,
@@ -99,80 +124,194 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
         weight_decay=config.adam_weight_decay,
         fused=True,
     )
-    # One kernel for all parameters instead of one each: on a GPU the launches would take as long as the step.
-    ema = EMAModel(
-        trained,
-        decay=config.ema_decay,
-        use_ema_warmup=True,
-        inv_gamma=1.0,
-        power=0.75,
-        foreach=accelerator.device.type == "cuda",
-    )
+    prepare_deepspeed(accelerator, config)
     model, optimizer = accelerator.prepare(stage.module, optimizer)
-    step, elapsed = 0, 0.0
-    if config.resume and (state := load_newest(config.output_dir, accelerator.device)):
-        stage.module.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        step, elapsed = int(state["step"]), float(state["elapsed"])
-        say(f"resumed at step {step}")
+    trained = [p for p in stage.module.parameters() if p.requires_grad]
+    average = Average(trained, config.ema_decay)
+    checkpoints = Checkpoints(config, accelerator, model, optimizer, average)
+    place = checkpoints.resume()
+    log = TrainLog(config, accelerator)
+    log.rewind(place.step)
     if accelerator.is_main_process:
         with atomic_write(config.output_dir / "config.yaml") as temporary:
-            temporary.write_text(dump(config))
+            temporary.write_text(dump(config), encoding="utf-8")
+        if place.step:
+            say(f"resumed at step {place.step}")
+        say(f"{sum(p.numel() for p in trained) / 1e6:.2f} M trained parameters on {accelerator.device}")
 
-    say(f"{sum(p.numel() for p in trained) / 1e6:.2f} M trained parameters on {accelerator.device}")
-    log = _Log(config, accelerator)
-    started = time.monotonic() - elapsed
-    progress = _progress(config, step, elapsed)
+    weights = config.output_dir / "weights"
+
+    def validate() -> None:
+        _validate(stage, accelerator, model, average, log, place)
+
+    started = time.monotonic() - place.elapsed
+    progress = _progress(config, place.step, place.elapsed)
+    if (place.step == 0 and config.validation_at_start) or (progress >= 1 and not weights.exists()):
+        validate()
+    batches = _Batches(stage, config, accelerator)
     while progress < 1 and not stage.stopped:
-        rate = config.learning_rate * _rate(config, step, progress)
+        rate = config.learning_rate * _rate(config, place.step, progress)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        rng = np.random.default_rng((config.seed, step, accelerator.process_index))
-        torch.manual_seed(int(rng.integers(2**62)))
         stage.module.train()
-        batch = stage.batch(rng)
-        with accelerator.autocast():
-            losses = stage.losses(model, batch, progress)
-        accelerator.backward(losses["loss"])
-        norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm)
-        if torch.isfinite(norm):
-            optimizer.step()
-            ema.step(trained)
+        seen, told = [], []
+        for turn in range(config.gradient_accumulation_steps):
+            seed, batch = batches(place.step, turn)
+            torch.manual_seed(seed)
+            with accelerator.accumulate(model):
+                with accelerator.autocast():
+                    losses = stage.losses(model, batch, progress)
+                accelerator.backward(losses["loss"])
+                norm = (
+                    accelerator.clip_grad_norm_(trained, config.max_grad_norm) if accelerator.sync_gradients else None
+                )
+            seen.append(batch)
+            told.append(losses)
+        batches.draw_ahead(place.step + 1)  # while the device still works
+        if _step(accelerator, optimizer, norm):
+            average.step()
         else:
-            log.skipped += 1
-            if log.skipped > 100:
-                raise IdgenError(f"more than 100 steps were not finite, the last at step {step}: lower learning_rate")
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        elapsed = time.monotonic() - started
-        progress = _progress(config, step, elapsed)
-        log.step(step, elapsed, rate, losses)
-        done = progress >= 1
-        if accelerator.is_main_process and (done or step % config.checkpointing_steps == 0):
-            state = {
-                "model": stage.module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "ema": ema.state_dict(),
-                "step": step,
-                "elapsed": elapsed,
-            }
-            save_checkpoint(config.output_dir, step, state, config.checkpoints_total_limit)
-        if accelerator.is_main_process and (done or step % config.validation_steps == 0):
-            ema.store(trained)
-            ema.copy_to(trained)
-            stage.module.eval()
-            with torch.no_grad(), accelerator.autocast():
-                figures, picture = stage.validate()
-            log.validation(step, elapsed, figures, picture)
-            stage.save(config.output_dir / "weights")
-            ema.restore(trained)
-        if accelerator.num_processes > 1 and (done or step % config.validation_steps == 0):
-            stage.stopped = broadcast_object_list([stage.stopped])[0]
-    if stage.stopped:
+            place.skipped += 1
+            ids = _ids(seen, config, place.step)
+            log.skipped(place.step + 1, ids)
+            if place.skipped > config.max_skipped_steps:
+                raise IdgenError(
+                    f"more than {config.max_skipped_steps} steps were not finite, the last at step {place.step + 1} with"
+                    f" {', '.join(ids)}: lower learning_rate, or look at these samples"
+                )
+        optimizer.zero_grad()
+        place.step += 1
+        place.elapsed = time.monotonic() - started
+        progress = _agreed(_progress(config, place.step, place.elapsed), config, accelerator)
+        log.step(place.step, place.elapsed, progress, rate, told)
+        if progress >= 1 or place.step % config.validation_steps == 0:
+            validate()
+        # After the validation: whoever goes on from here has no figures to make up for.
+        if progress >= 1 or stage.stopped or place.step % config.checkpointing_steps == 0:
+            checkpoints.save(place)
+    if stage.stopped and accelerator.is_main_process:
         say(f"ended early: {stage.stopped}")
+    if accelerator.is_main_process:
+        write_report(config, type(stage).__doc__ or "", {"data": stage.about(), "stopped": stage.stopped})
+    log.close()
     accelerator.wait_for_everyone()
-    return config.output_dir / "weights"
+    return weights
+
+
+class _Batches:
+    """Draws the batches of a step, each by the seed, the step and its number among all that make up the step."""
+
+    def __init__(self, stage: Stage[Any], config: TrainConfig, accelerator: Accelerator) -> None:
+        self.stage, self.seed = stage, config.seed
+        self.processes, self.process = accelerator.num_processes, accelerator.process_index
+        self.ahead: tuple[int, int, Batch] | None = None
+
+    def __call__(self, step: int, turn: int) -> tuple[int, Batch]:
+        """The seed of torch's generator, and the batch."""
+        if turn == 0 and self.ahead and self.ahead[0] == step:
+            _, seed, batch = self.ahead
+            self.ahead = None
+            return seed, batch
+        rng = np.random.default_rng((self.seed, step, turn * self.processes + self.process))
+        seed = int(rng.integers(2**62))
+        torch.manual_seed(seed)
+        return seed, self.stage.batch(rng)
+
+    def draw_ahead(self, step: int) -> None:
+        """Prepares the first batch of a step."""
+        self.ahead = (step, *self(step, 0))
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    if not torch.cuda.is_available():
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // processes))
+        torch.set_flush_denormal(True)
+    names = trackers(config.report_to)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=names or None,
+        project_dir=config.output_dir,
+        # A loss that acts late, or on some samples, leaves parameters without a gradient; caches take a while to fill.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=timedelta(hours=4)),
+        ],
+    )
+    if names:
+        accelerator.init_trackers("trackers")
+    return accelerator
+
+
+def _validate(
+    stage: Stage[Any], accelerator: Accelerator, model: nn.Module, average: Average, log: TrainLog, place: Place
+) -> None:
+    """Figures, a grid and the finished weights by the averaged weights; what does not fit into memory is left out."""
+    if accelerator.is_main_process or accelerator.distributed_type in SHARDED:
+        with average.in_place(), whole(accelerator, model):
+            stage.module.eval()
+            reason = None
+            try:
+                with torch.no_grad(), accelerator.autocast():
+                    figures, picture = stage.validate()
+            except (MemoryError, RuntimeError) as error:
+                if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                    raise
+                reason = " ".join(str(error).split())[:200] or "out of memory"
+            if reason is None:
+                log.validation(place.step, place.elapsed, place.skipped, figures, picture)
+            else:
+                log.failed(place.step, reason)
+                clear_device_cache(garbage_collection=True)
+        with average.in_place(), whole(accelerator, model):
+            if accelerator.is_main_process and place.step:
+                stage.save(stage.config.output_dir / "weights")
+    if accelerator.num_processes > 1:
+        stage.stopped = broadcast_object_list([stage.stopped])[0]
+
+
+def _step(accelerator: Accelerator, optimizer: Any, norm: Any) -> bool:
+    """The optimiser's step; False where the gradient is not finite, which changes nothing."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it has stepped within the backward pass
+        return norm is None or math.isfinite(float(norm))
+    if accelerator.scaler is not None:
+        optimizer.step()  # the scaler leaves out what is not finite, and scales less
+        return not optimizer.step_was_skipped or accelerator.scaler.get_scale() >= 1
+    if not torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm):
+        return False
+    optimizer.step()
+    return True
+
+
+def _recompute(models: Sequence[nn.Module]) -> None:
+    switched = False
+    for model in models:
+        for part in model.modules():
+            # diffusers' and transformers' names for the same
+            switch = getattr(part, "enable_gradient_checkpointing", None) or getattr(
+                part, "gradient_checkpointing_enable", None
+            )
+            if switch is not None and getattr(part, "_supports_gradient_checkpointing", True):
+                switch()
+                switched = True
+    if not switched:
+        raise IdgenError("nothing in this training can compute activations again: leave gradient_checkpointing out")
+
+
+def _ids(batches: Sequence[Batch], config: TrainConfig, step: int) -> list[str]:
+    """What the batches of a step are of; of those that do not say, how to draw them again."""
+    own = []
+    for turn, batch in enumerate(batches):
+        own += [str(one) for one in batch["ids"]] if "ids" in batch else [f"batch ({config.seed}, {step}, {turn})"]
+    return gather_object(own)
+
+
+def _agreed(progress: float, config: TrainConfig, accelerator: Accelerator) -> float:
+    """Clocks differ: the main process's counts."""
+    if config.max_minutes is None or accelerator.num_processes == 1:
+        return progress
+    return float(broadcast_object_list([progress])[0])
 
 
 def _progress(config: TrainConfig, step: int, elapsed: float) -> float:
@@ -189,48 +328,17 @@ def _rate(config: TrainConfig, step: int, progress: float) -> float:
     return warm * 0.5 * (1 - math.cos(math.pi * max(left / config.lr_decay_share, 0.01)))
 
 
-class _Log:
-    """Lines for the terminal and for log.jsonl."""
-
-    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
-        self.config, self.main = config, accelerator.is_main_process
-        self.images = config.train_batch_size * accelerator.num_processes
-        self.skipped = 0
-        self.sums: dict[str, float] = {}
-        self.count, self.mark = 0, time.monotonic()
-
-    def step(self, step: int, elapsed: float, rate: float, losses: dict[str, Tensor]) -> None:
-        if step % self.config.log_steps and step != 1:
-            # Reading a loss waits for the device: only every few steps.
-            self.count += 1
-            return
-        self.count += 1
-        means = {name: float(value.detach()) for name, value in losses.items()}
-        speed = self.images * self.count / (time.monotonic() - self.mark)
-        self.count, self.mark = 0, time.monotonic()
-        self._write(
-            {"step": step, "minutes": round(elapsed / 60, 2), "lr": rate, "images_per_second": round(speed, 1), **means}
-        )
-
-    def validation(self, step: int, elapsed: float, figures: dict[str, float], picture: Image.Image | None) -> None:
-        self._write(
-            {"step": step, "minutes": round(elapsed / 60, 2), "validation": figures, "skipped_steps": self.skipped}
-        )
-        if picture is not None and self.main:
-            with atomic_write(self.config.output_dir / "grids" / f"{step:06d}.png") as temporary:
-                picture.save(temporary)
-        self.mark = time.monotonic()
-
-    def _write(self, row: dict[str, Any]) -> None:
-        if not self.main:
-            return
-        with (self.config.output_dir / "log.jsonl").open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
-        say(
-            " ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-            )
-        )
+def _rehearse(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConfig) -> Path:
+    """A dry run: everything that a training does, at a small size, in a folder beside the one that is meant."""
+    folder = config.output_dir.with_name(f".{config.output_dir.name}.dry-run")
+    small = config.shrunk().model_copy(update={"output_dir": folder})
+    try:
+        fit(stage_type, small)
+        if PartialState().is_main_process:
+            say("dry run: two steps, a validation and a checkpoint went well; nothing was kept")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return config.output_dir / "weights"
 
 
 def _fail(line: str, status: int) -> int:

@@ -94,7 +94,6 @@ class LoraConfig(TrainConfig):
     resolution: int | None = Field(None, ge=32, description="pixels per side; what the base was trained on by default")
     snr_gamma: float = Field(5.0, gt=0, description="of the loss's min-SNR weights")
     text_encoder_rate: float = Field(0.5, gt=0, le=1, description="share of the learning rate for text encoders")
-    gradient_checkpointing: bool = False
     validation_prompts: list[str] = Field(
         [], description="of the grids of a text-to-image base; the caption by default"
     )
@@ -107,6 +106,7 @@ class LoraStage(Stage[LoraConfig]):
     """An adapter that learns one person."""
 
     module: PersonalDenoiser
+    shardable = False
 
     def __init__(self, config: LoraConfig, device: torch.device) -> None:
         super().__init__(config, device)
@@ -136,9 +136,6 @@ class LoraStage(Stage[LoraConfig]):
         self.module = PersonalDenoiser(
             pipe, config.adapter, config.seed, low if device.type == "cuda" else torch.float32
         )
-        if config.gradient_checkpointing:
-            pipe.unet.enable_gradient_checkpointing()
-            pipe.unet.train()
         self._encode(prior)
         self.judge = FaceEncoder.from_pretrained(config.judge, device=device) if config.judge else None
 
@@ -162,7 +159,8 @@ class LoraStage(Stage[LoraConfig]):
                 conditions = torch.cat([conditions, known[kept]])
             else:
                 conditions = conditions + [known[i] for i in kept]
-        return {"latents": latents, "masks": masks, "conditions": conditions}
+        names = [self.photos[index].name for index in chosen]
+        return {"latents": latents, "masks": masks, "conditions": conditions, "ids": names}
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         noised = add_noise(self.module.scheduler, batch["latents"], self.config.snr_gamma)
@@ -181,6 +179,13 @@ class LoraStage(Stage[LoraConfig]):
         slow = [weight for name, weight in pairs if not name.startswith("unet.")]
         groups = [{"params": fast, "rate": 1.0}, {"params": slow, "rate": self.config.text_encoder_rate}]
         return [group for group in groups if group["params"]]
+
+    def models(self) -> list[nn.Module]:
+        names = ("unet", "text_encoder", "text_encoder_2")
+        return [part for name in names if (part := getattr(self.module.pipe, name, None)) is not None]
+
+    def about(self) -> dict[str, Any]:
+        return self.report.as_dict()
 
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
         config, pipe = self.config, self.module.pipe

@@ -53,7 +53,15 @@ class PreferenceStage(Stage[PreferenceConfig]):
         better = worse * torch.from_numpy(share.astype(np.float32)).to(self.device)
         kinds = torch.from_numpy(rng.integers(len(KINDS), size=len(chosen))).to(self.device)
         kinds = torch.where(torch.from_numpy(rng.random(len(chosen)) < 0.4).to(self.device), 0, kinds)
-        return {"images": images, "landmarks": landmarks, "better": better, "worse": worse, "kinds": kinds}
+        names = [str(self.data.rows[photo]["file_name"]) for photo in chosen]
+        return {
+            "images": images,
+            "landmarks": landmarks,
+            "better": better,
+            "worse": worse,
+            "kinds": kinds,
+            "ids": names,
+        }
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -65,10 +73,8 @@ class PreferenceStage(Stage[PreferenceConfig]):
 
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
-        chosen = np.arange(min(128, len(self.held_out)))
-        images, landmarks = self._load(self.held_out, chosen)
-        torch.manual_seed(0)
-        images = _softened(images)
+        images, landmarks = self._well_made()
+        chosen = range(len(images))
         clean = self.module(images)
         figures, rows = {}, [images[:8]]
         for place, name in enumerate(KINDS):
@@ -76,20 +82,27 @@ class PreferenceStage(Stage[PreferenceConfig]):
             spoiled = distort(images, landmarks, torch.full((len(chosen),), 0.4, device=self.device), kinds)
             figures[name] = float((clean > self.module(spoiled)).float().mean())
             rows.append(spoiled[:8])
-        # In the state that is saved, not in the one that trains on.
-        self.scores = clean
         return figures, grid(to_pil(torch.cat(rows)), min(8, len(chosen)))
 
     def save(self, folder: Path) -> None:
         shipped = PreferenceNet(self.module.widths)
         shipped.load_state_dict({name: value.cpu() for name, value in self.module.state_dict().items()})
-        shipped.calibrate(self.scores.float().cpu())
+        # In the state that is saved, not in the one that trains on.
+        with torch.no_grad():
+            shipped.calibrate(self.module(self._well_made()[0]).float().cpu())
         with atomic_write(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(shipped.config, indent=2) + "\n")
         save_weights(folder / "model.safetensors", shipped.state_dict(), {"format": "pt"})
 
     def load(self, folder: Path) -> None:
         self.module.load_state_dict(load_preference(folder).state_dict())
+
+    def _well_made(self) -> tuple[Tensor, Tensor]:
+        """Held-out pictures as they should look, and their landmarks: always the same."""
+        images, landmarks = self._load(self.held_out, np.arange(min(128, len(self.held_out))))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return _softened(images), landmarks
 
     def _load(self, data: FaceFolder, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
         landmarks = torch.from_numpy(data.landmarks[chosen]).to(self.device)

@@ -84,6 +84,8 @@ class RewardTrainConfig(TrainConfig):
 class RewardStage(Stage[RewardTrainConfig]):
     """A policy, its rewards and its guards."""
 
+    shardable = False
+
     def __init__(self, config: RewardTrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.rewards = RewardSum(config.rewards, device)
@@ -119,7 +121,7 @@ class RewardStage(Stage[RewardTrainConfig]):
             device,
             person if config.person is not None else None,
         )
-        self.guards, self.progress, self.shown = Guards(config.guards), 0.0, torch.empty(0)
+        self.guards, self.progress, self.shown = Guards(config.guards), -1.0, torch.empty(0)
         self._remember()
 
     def batch(self, rng: np.random.Generator) -> Batch:
@@ -133,7 +135,8 @@ class RewardStage(Stage[RewardTrainConfig]):
             vectors.append(F.normalize(self.vectors[some].mean(0), dim=0))
             if self.targets is not None:
                 targets.append(self.targets[own].mean(0))
-        batch = {
+        batch: Batch = {
+            "ids": [str(self.data.rows[photo]["file_name"]) for photo in chosen],
             "vectors": torch.stack(vectors),
             "prompts": [self.data.captions[photo] for photo in chosen],
             "targets": torch.stack(targets) if targets else None,
@@ -243,19 +246,28 @@ class RewardStage(Stage[RewardTrainConfig]):
         scheduler = self.subject.pipe.scheduler
         return plain, anchor_loss(answer, base, noised.timesteps, scheduler, self.config.anchor)
 
+    def models(self) -> list[torch.nn.Module]:
+        return [self.subject.policy.unet]
+
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
         if not self.guards.history or not len(self.shown):
             figures, self.shown = self.checks(base=True)
             if not self.guards.history:
                 self.guards.check({"progress": -1.0, **figures})
+            if self.progress < 0:  # before the first step there is nothing else to see
+                self._write()
+                return figures, self.checks.picture(self.shown, self.shown)
         figures, made = self.checks()
         self.stopped = self.guards.check({"progress": self.progress, **figures})
-        with atomic_write(self._file) as temporary:
-            temporary.write_text(json.dumps({"stopped": self.stopped, "history": self.guards.history}, indent=1) + "\n")
+        self._write()
         base = self.guards.history[0]
         gains = {f"{name}_gain": value - base[name] for name, value in figures.items() if name in base}
         return figures | gains, self.checks.picture(made, self.shown)
+
+    def _write(self) -> None:
+        with atomic_write(self._file) as temporary:
+            temporary.write_text(json.dumps({"stopped": self.stopped, "history": self.guards.history}, indent=1) + "\n")
 
     def save(self, folder: Path) -> None:
         best = self.guards.best if self.config.guards.act else len(self.guards.history) - 1

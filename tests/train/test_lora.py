@@ -14,11 +14,11 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 import idgen.configs
-from idgen.checkpoint import load_weights
+from idgen.checkpoint import load_training_state, load_weights
 from idgen.errors import IdgenError
 from idgen.finetune import active_adapters, load_adapter
 from idgen.models.mini_detector import MiniDetector
-from idgen.train.checkpoints import load_newest
+from idgen.train.checkpoints import STATE, newest_first
 from idgen.train.config import parse_config
 from idgen.train.denoisers import PersonalDenoiser, open_pipeline
 from idgen.train.loop import fit
@@ -169,8 +169,7 @@ def test_the_adapter_leaves_its_start_and_checkpoints_hold_nothing_else(photos: 
     weights = fit(LoraStage, config)
     learned = load_weights(weights / FILE)
     assert max(float(value.abs().max()) for value in learned.values()) > 1e-3
-    state = load_newest(config.output_dir, torch.device("cpu"))
-    assert state is not None
+    state = load_training_state(newest_first(config.output_dir)[0] / STATE)
     assert sum(value.numel() for value in state["model"].values()) == sum(value.numel() for value in learned.values())
 
 

@@ -97,7 +97,7 @@ def test_arc2face_learns_by_reward_and_its_weights_load_into_the_pipeline(tmp_pa
     assert np.abs(before - after).max() > 0
     assert (tmp_path / "out" / "grids" / "000002.png").exists()
     # A training by reward keeps what learns, not the model around it.
-    assert (tmp_path / "out" / "checkpoint-2.pt").stat().st_size < 2_000_000
+    assert (tmp_path / "out" / "checkpoint-2" / "state.pt").stat().st_size < 2_000_000
 
 
 @pytest.mark.parametrize("name", ["refl", "draft_lv", "alignprop", "drtune", "drpo", "dpo", "winners", "losers", "mse"])

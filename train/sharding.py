@@ -1,0 +1,69 @@
+"""What FSDP and DeepSpeed need beside accelerate's own configuration of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from idgen.errors import IdgenError
+from idgen.train.config import TrainConfig
+
+
+def prepare_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:
+    """DeepSpeed asks for the batch size, which accelerate would read off a data loader."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train_batch_size
+        plugin.deepspeed_config["gradient_clipping"] = config.max_grad_norm
+
+
+def refuse_sharding(accelerator: Accelerator, shardable: bool) -> None:
+    """
+    Raises:
+        IdgenError: FSDP for a training of a few weights beside a model that they act in.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP and not shardable:
+        raise IdgenError(
+            "this trains a small adapter beside a frozen model, of which FSDP has nothing to shard: use DDP or DeepSpeed"
+            " (ZeRO 1 or 2) in accelerate's config"
+        )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise IdgenError("this is FSDP 1: set fsdp_version: 2 in accelerate's config")
+
+
+@contextmanager
+def whole(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Sharded weights are put together on every process meanwhile, so that a module is used and saved as ever."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        import deepspeed
+
+        parts = list(model.parameters())
+        with deepspeed.zero.GatheredParameters(parts, modifier_rank=None):
+            yield
+    elif accelerator.distributed_type == DistributedType.FSDP:
+        from torch.distributed.fsdp import FSDPModule
+
+        parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+        _each(parts, "unshard")
+        handles: list[Any] = [
+            part.register_forward_hook(lambda module, *_: module.unshard())  # what a forward pass shards again
+            for part in parts
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            _each(parts, "reshard")
+    else:
+        yield
+
+
+def _each(parts: list[Any], method: str) -> None:
+    for part in parts:
+        getattr(part, method)()
