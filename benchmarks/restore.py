@@ -1,82 +1,53 @@
 """Restoration from references, on held-out people, by the judge.
 
-    python -m benchmarks.restore --people 100 --json restore.json
+    python -m benchmarks.restore --people 100 --json restore.json --sheet restore.png
+    python -m benchmarks.restore --also runs/mini/restore-channel/weights runs/mini/restore-spatial/weights
 
 Of each person shot 0 is damaged (ReF-LDM's severe and moderate presets, at 128 px) and restored, shots 1 to 8 are references,
 9 to 14 the other photos that it is compared with. Faces are aligned by the undamaged photo's true landmarks in every row, so
-that no row wins or loses by a detector. `benchmarks/restore_speed.py` has what it costs.
+that no row wins or loses by a detector. `--also` adds the rows of ReF-LDM's table 2, with what each costs; at the published size
+`benchmarks/restore_speed.py` has that.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import statistics
+import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from benchmarks.memory import peak_memory
+from benchmarks.repaired import (
+    Scale,
+    Scores,
+    add_rows,
+    as_bytes,
+    as_pictures,
+    generators,
+    perceptual_distance,
+    save_sheet,
+)
 from benchmarks.report import Report, parser, run, timed
 from idgen.adapters.cachekv import ReferenceCache
-from idgen.console import progress, say
+from idgen.console import progress
 from idgen.data.degradation import PRESETS, degrade, draw_damage
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos
 from idgen.faces import FaceEncoder
-from idgen.files import atomic_write
-from idgen.metrics import Interval, PhotoStatistics, bootstrap_means, psnr, sharpness_ratio, ssim
-from idgen.metrics.embedding import embed_at
-from idgen.metrics.identity import similarity_to
-from idgen.metrics.optional import MissingExtra, load_lpips
 from idgen.pipelines import ReferenceRestorePipeline
-from idgen.sheet import SheetRow, contact_sheet
 
 REFERENCES, OTHERS = 8, 6
 COUNTS = (1, 3, 5, 8)  # ReF-LDM's table 5
 WITH = 5  # references of the rows that the bars compare
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the judge and the pictures say of one row."""
-
-    identity: Interval
-    figures: dict[str, float]
-
-
-class Scale:
-    """The photos that every row of a preset is compared with."""
-
-    def __init__(self, judge: FaceEncoder, photos: Photos, distance: Any, seed: int) -> None:
-        self.judge, self.photos, self.distance, self.seed = judge, photos, distance, seed
-        shape = photos.images.shape[:2]
-        vectors = embed_at(judge, photos.flat, photos.landmarks.flatten(0, 1)).unflatten(0, shape)
-        self.statistics = PhotoStatistics.of(vectors)
-        self.others = vectors[:, 1 + REFERENCES :]
-
-    def score(self, pictures: Tensor) -> Scores:
-        """Pictures (people, size, size, 3) uint8."""
-        judged = embed_at(self.judge, pictures, self.photos.landmarks[:, 0])[:, None]
-        originals = self.photos.images[:, 0]
-        cosines = similarity_to(judged, self.others)
-        wrong = similarity_to(judged, self.others.roll(-1, 0))
-        scaled: Any = self.statistics.score
-        return Scores(
-            bootstrap_means(scaled(cosines), seed=self.seed),
-            {
-                "towards the next person": float(scaled(wrong).mean()),
-                "psnr": float(psnr(pictures, originals).mean()),
-                "ssim": float(ssim(pictures, originals).mean()),
-                "distance": float(self.distance(pictures, originals)),
-                "sharpness": sharpness_ratio(pictures, originals),
-            },
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,24 +58,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     people = range(first, first + args.people)
     with timed("photos"):
         photos = take_photos(people, range(1 + REFERENCES + OTHERS), cache=args.cache, workers=args.workers)
-    pipe = ReferenceRestorePipeline.from_pretrained(args.model, torch_dtype=dtype).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    name, distance = _distance(pipe, device)
+    pipe = _load(args.model, device, dtype)
+    also = [(folder, _load(folder, device, dtype)) for folder in args.also]
+    others = {f"{WITH} references, {other.config.conditioning} ({folder})": other for folder, other in also}
+    name, distance = perceptual_distance(device)
     report = Report(
         f"Restoration, {args.people} {args.split} people, {args.steps} steps, guidance {args.guidance:g}; distance: {name}"
     )
     report.numbers |= {key: getattr(args, key) for key in ("split", "people", "steps", "guidance", "seed")}
-    scale = Scale(FaceEncoder.from_pretrained("judge", device=device), photos, distance, args.seed)
+    scale = Scale(FaceEncoder.from_pretrained("judge", device=device), photos, REFERENCES, args.seed, distance)
     with timed("references"):
         caches = _caches(pipe, photos, max(args.counts))
     for preset in args.presets:
         with timed(preset):
             bad = damage(photos.images[:, 0], preset, args.seed)
             rows = restore_rows(pipe, bad, caches, args)
-            scores = {row: scale.score(pictures) for row, pictures in rows.items()}
+            for row, other in others.items():
+                shown = [as_pictures(person[1 : 1 + WITH]) for person in photos.images]
+                rows[row] = _restored(other, bad, args, references=shown)
+            scores = {row: scale.score(made) for row, made in rows.items()}
             add_rows(report, preset, scores)
+            add_bars(report, preset, scores, scale)
             if args.sheet:
-                _save_sheet(args.sheet.with_stem(f"{args.sheet.stem}-{preset}"), photos, rows)
+                pictures = {"original": photos.images[:, 0], "a reference": photos.images[:, 1], **rows}
+                save_sheet(args.sheet.with_stem(f"{args.sheet.stem}-{preset}"), pictures)
+    with timed("costs"):
+        _add_costs(report, dict(zip(others, args.also, strict=True)), args)
     report.publish(args.json)
 
 
@@ -113,8 +92,8 @@ def damage(images: Tensor, preset: str, seed: int) -> Tensor:
     size = images.shape[1]
     damaged = []
     for index, image in enumerate(images):
-        generators = random.Random(f"{seed}-{index}"), np.random.RandomState((seed * 100_003 + index) % 2**32)
-        damaged.append(degrade(image.numpy(), draw_damage(PRESETS[preset], size, size, generators=generators)))
+        chance = random.Random(f"{seed}-{index}"), np.random.RandomState((seed * 100_003 + index) % 2**32)
+        damaged.append(degrade(image.numpy(), draw_damage(PRESETS[preset], size, size, generators=chance)))
     return torch.from_numpy(np.stack(damaged))
 
 
@@ -128,85 +107,88 @@ def restore_rows(
     shown["the next person's references"] = [*caches[most][1:], caches[most][0]]
     rows = {"damaged photo": bad}
     for name, people in shown.items():
-        rows[name] = _restored(pipe, bad, people, args)
+        rows[name] = _restored(pipe, bad, args, cache=people)
     return rows
 
 
-def add_rows(report: Report, preset: str, scores: dict[str, Scores]) -> None:
-    """One line per row, and the two bars."""
-    for name, one in scores.items():
-        figures = ", ".join(f"{key} {value:.3f}" for key, value in one.figures.items())
-        report.add(f"{preset}: {name}", f"id_score {one.identity}, {figures}")
-    report.numbers[preset] = {name: {"id_score": one.identity.as_dict(), **one.figures} for name, one in scores.items()}
+def add_bars(report: Report, preset: str, scores: dict[str, Scores], scale: Scale) -> None:
+    """What references have to bring."""
     with_references, without = scores.get(f"{WITH} references"), scores["0 references"]
-    if with_references is not None:
-        score = with_references.identity.value
-        gain = score - without.identity.value
-        severe = preset == "severe"
-        report.add(f"{preset}: id_score with {WITH} references", f"{score:.3f}", "0.75" if severe else "")
-        report.add(f"{preset}: over that with none", f"{gain:+.3f}", "+0.25" if severe else "")
-        for name, better in (("psnr", 1), ("distance", -1)):
-            change = better * (with_references.figures[name] - without.figures[name])
-            report.add(f"{preset}: {name} better than with none by", f"{change:+.3f}", "0")
+    if with_references is None:
+        return
+    severe = preset == "severe"
+    report.add(f"{preset}: id_score with {WITH} references", str(with_references.identity), "0.75" if severe else "")
+    gain = scale.gain(with_references, without)
+    report.add(f"{preset}: id_score over that with none", str(gain), "+0.25" if severe else "")
+    for name, better in (("psnr", 1), ("distance", -1)):
+        change = better * (with_references.figures[name] - without.figures[name])
+        report.add(f"{preset}: {name} better than with none by", f"{change:+.3f}", "0")
 
 
-@torch.no_grad()
-def _restored(
-    pipe: ReferenceRestorePipeline, bad: Tensor, people: Sequence[ReferenceCache | None], args: argparse.Namespace
-) -> Tensor:
+def _restored(pipe: ReferenceRestorePipeline, bad: Tensor, args: argparse.Namespace, **people: Sequence[Any]) -> Tensor:
+    """Args: people: `cache` or `references`, one entry a photo."""
     made = []
     starts = range(0, len(bad), args.batch)
     for start in progress(starts, len(starts), "restoring"):
         part = slice(start, start + args.batch)
         images = pipe(
-            [Image.fromarray(picture.numpy()) for picture in bad[part]],
-            cache=list(people[part]),
+            as_pictures(bad[part]),
+            **{name: list(each[part]) for name, each in people.items()},
             num_inference_steps=args.steps,
             guidance_scale=args.guidance,
-            generator=[torch.Generator().manual_seed(args.seed * 1_000_003 + i) for i in range(len(bad))[part]],
+            generator=generators(args.seed, range(len(bad))[part]),
             output_type="np",
         ).images
-        made.append((torch.from_numpy(images) * 255).round().clamp(0, 255).byte())
+        made.append(as_bytes(images))
     return torch.cat(made)
+
+
+def _load(model: str, device: torch.device, dtype: torch.dtype) -> ReferenceRestorePipeline:
+    pipe = ReferenceRestorePipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def _caches(pipe: ReferenceRestorePipeline, photos: Photos, most: int) -> dict[int, list[ReferenceCache]]:
     """Each person's cache for every number of references."""
     caches: dict[int, list[ReferenceCache]] = {count: [] for count in COUNTS if count <= most}
     for person in photos.images:
-        pictures = [Image.fromarray(picture.numpy()) for picture in person[1 : 1 + most]]
+        pictures = as_pictures(person[1 : 1 + most])
         for count, each in caches.items():
             each.append(pipe.cache(pictures[:count]))
     return caches
 
 
-def _distance(pipe: ReferenceRestorePipeline, device: torch.device) -> tuple[str, Any]:
-    """LPIPS where it is installed; else how far apart the autoencoder's latents lie, which no recogniser made."""
-    with suppress(MissingExtra):
-        lpips = load_lpips(device)
-        return "LPIPS (VGG)", lambda *both: lpips(*(one.permute(0, 3, 1, 2) / 255 for one in both)).mean()
+def cost(model: str, references: int, args: argparse.Namespace, repeats: int = 3) -> tuple[float, int]:
+    """Seconds of a restoration from photos to a photo, and the most memory of the first, beyond the model's own."""
+    device = resolve_device(args.device)
+    pipe = _load(model, device, resolve_dtype(args.dtype, device))
+    noise = torch.randint(0, 256, (1 + references, pipe.config.size, pipe.config.size, 3), dtype=torch.uint8)
+    bad, *others = as_pictures(noise)
 
-    @torch.no_grad()
-    def latents(pictures: Tensor) -> Tensor:
-        pixels = pictures.permute(0, 3, 1, 2).to(device, pipe.vq.dtype) / 127.5 - 1
-        return torch.cat([pipe.vq.encode(part).latents.float().cpu() for part in pixels.split(16)])
+    def once() -> None:
+        pipe(bad, others or None, num_inference_steps=args.steps, guidance_scale=args.guidance)
 
-    def between(pictures: Tensor, originals: Tensor) -> Tensor:
-        first, second = latents(pictures), latents(originals)
-        return ((first - second) ** 2).mean() / second.var()
+    with peak_memory(device) as peak:
+        once()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        once()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times), peak.bytes
 
-    return "of the autoencoder's latents, in shares of their variance", between
 
-
-def _save_sheet(file: Path, photos: Photos, rows: dict[str, Tensor], people: int = 12) -> None:
-    pictures = {"original": photos.images[:, 0], "a reference": photos.images[:, 1], **rows}
-    sheet = [
-        SheetRow([Image.fromarray(picture.numpy()) for picture in row[:people]], title=title)
-        for title, row in pictures.items()
-    ]
-    with atomic_write(file) as temporary:
-        contact_sheet(sheet, cell=128).save(temporary)
-    say(f"sheet: {file}")
+def _add_costs(report: Report, others: dict[str, str], args: argparse.Namespace) -> None:
+    ways = {"0 references": (args.model, 0), f"{WITH} references": (args.model, WITH)}
+    ways |= {name: (folder, WITH) for name, folder in others.items()}
+    report.numbers["costs"] = {}
+    for name, (model, references) in ways.items():
+        # A process of its own: memory that was once taken is not given back.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            seconds, size = process.submit(cost, model, references, args).result()
+        report.add(f"{name}: a restoration", f"{seconds:.2f} s, {size / 1e6:.0f} MB beyond the model's own")
+        report.numbers["costs"][name] = {"seconds": seconds, "bytes": size}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -218,6 +200,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.5)
     flags.add_argument("--batch", type=int, default=10)
+    flags.add_argument(
+        "--also",
+        nargs="+",
+        default=(),
+        metavar="DIR",
+        help="weights of train/restore.py that read references otherwise (--conditioning): rows of ReF-LDM's table 2",
+    )
     flags.add_argument("--sheet", type=Path, metavar="PNG", help="also save contact sheets, one a preset")
     flags.set_defaults(cache=Path("runs/photos"))
     args = flags.parse_args(argv)

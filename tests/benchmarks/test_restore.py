@@ -9,10 +9,13 @@ import pytest
 import torch
 from diffusers import UNet2DModel, VQModel
 
-from benchmarks import restore, restore_speed
+from benchmarks import repaired, restore, restore_speed
+from benchmarks.memory import peak_memory
+from idgen.adapters.cachekv.concat import with_channels
+from idgen.metrics.optional import MissingExtra
 from idgen.models.mini_detector import MiniDetector
 from tests.tiny_family import face_in_the_middle, tiny_family
-from tests.tiny_restore import add_restorer
+from tests.tiny_restore import add_restorer, tiny_restorer
 
 
 def tiny() -> restore_speed.Restorer:
@@ -67,9 +70,17 @@ def test_every_mechanism_runs(name):
 
 def test_the_table_of_the_bars(capsys, tmp_path, monkeypatch):
     family = add_restorer(tiny_family(tmp_path / "mini"), size=128, references=5)
+    for conditioning in ("channel", "spatial"):
+        pipe = tiny_restorer(size=128, references=5)
+        if conditioning == "channel":
+            pipe.unet = with_channels(pipe.unet, 5)
+        pipe.register_to_config(conditioning=conditioning)
+        pipe.save_pretrained(tmp_path / conditioning)
     monkeypatch.setenv("IDGEN_MINI", str(family))
     monkeypatch.setattr(MiniDetector, "detect", face_in_the_middle)
+    monkeypatch.setattr(restore, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
     words = ["--people", "2", "--steps", "1", "--counts", "1", "5", "--presets", "severe", "--workers", "1"]
+    words += ["--also", str(tmp_path / "channel"), str(tmp_path / "spatial"), "--device", "cpu"]
     files = [
         "--json",
         str(tmp_path / "r.json"),
@@ -80,9 +91,33 @@ def test_the_table_of_the_bars(capsys, tmp_path, monkeypatch):
     ]
     restore.main([*words, *files])
     out = capsys.readouterr().out
-    for row in ("damaged photo", "0 references", "1 references", "5 references", "the next person's references"):
+    also = [f"5 references, {name} ({tmp_path / name})" for name in ("channel", "spatial")]
+    repaired = ["0 references", "1 references", "5 references", "the next person's references", *also]
+    for row in ("damaged photo", *repaired):
         assert f"severe: {row} | id_score" in out
-    assert "over that with none" in out and "distance better than with none" in out
+    assert "id_score over that with none" in out and "distance better than with none" in out
     content = json.loads((tmp_path / "r.json").read_text())
     assert set(content["severe"]["5 references"]["id_score"]) == {"value", "low", "high"}
+    assert set(content["costs"]) == {"0 references", "5 references", *also}
+    assert all(cost["seconds"] > 0 and cost["bytes"] >= 0 for cost in content["costs"].values())
     assert (tmp_path / "r-severe.png").is_file()
+
+
+def test_the_perceptual_distance_grows_with_damage(tmp_path, monkeypatch):
+    monkeypatch.setenv("IDGEN_MINI", str(tiny_family(tmp_path / "mini")))
+    monkeypatch.setattr(repaired, "load_lpips", lambda device: (_ for _ in ()).throw(MissingExtra("lpips")))
+    name, distance = repaired.perceptual_distance(torch.device("cpu"))
+    assert "probe" in name
+    photos = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    some, more = photos.clone(), photos.clone()
+    some[:, :16], more[:, :48] = 128, 128
+    assert distance(photos, photos) == 0 and 0 < distance(some, photos) < distance(more, photos)
+
+
+def test_memory_is_what_a_block_took_at_its_most():
+    device = torch.device("cpu")
+    with peak_memory(device) as first:
+        torch.ones(100_000_000, dtype=torch.uint8)
+    with peak_memory(device) as nothing:
+        pass
+    assert 90e6 < first.bytes < 200e6 and nothing.bytes < 10e6

@@ -1,0 +1,45 @@
+"""How much memory a piece of work takes at its most."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Peak:
+    """Bytes that a block held at its most, beyond what was held before it; known after the block."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Measure the block: on a GPU its tensors, else this process. What an earlier block gave back to nobody is used again
+    unseen, so that only the first one of a process is measured fully."""
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    if CLEAR.exists():
+        CLEAR.write_text("5")  # the largest size so far is forgotten
+    before = _largest()
+    yield peak
+    peak.bytes = _largest() - before
+
+
+def _largest() -> int:
+    """Of this process, in bytes."""
+    if STATUS.exists():
+        return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
