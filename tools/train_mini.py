@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="for rendering; trainings take the GPU that they find")
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     parser.add_argument("--deadline", type=float, help="minutes after which what still runs is ended")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the minutes and the people of every job")
     parser.add_argument("--rehearse", action="store_true", help="every job at its smallest, to see that the plan runs")
     parser.add_argument("--only", nargs="+", metavar="JOB")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -91,15 +92,21 @@ def work(name: str, job: dict[str, Any], args: argparse.Namespace) -> int:
             time.sleep(POLL)
     if "synth" in job:
         return render(name, job["synth"], args)
-    settings = {"output_dir": str(args.out / name), "max_minutes": job["minutes"], "validation_steps": 10**9}
-    settings |= {"checkpointing_steps": 10**9, **job.get("set", {})}
+    minutes = job["minutes"] * args.scale
+    settings = {"output_dir": str(args.out / name), "max_minutes": minutes, "max_train_steps": 10**9}
+    settings |= {"validation_steps": 10**9, "validation_at_start": False, "checkpointing_steps": 10**9}
+    settings |= {"data": "{out}/data/train", "validation": "{out}/data/validation", **job.get("set", {})}
     if args.rehearse:
         settings |= {"max_minutes": 0.05, "train_batch_size": 8, "lr_warmup_steps": 2} | job.get("rehearse", {})
     flags = [f"{key}={_filled(value, args.out)}" for key, value in settings.items()]
     config = ["--config", str(args.plan.parent / f"{job['config']}.yaml")]
     sys.argv = [job["stage"], *config, *(word for flag in flags for word in ("--set", flag))]
     module = import_module(f"idgen.train.{job['stage']}")
+    import torch
+
     from idgen.train.loop import Stage, run
+
+    torch.backends.cudnn.benchmark = True
 
     (stage,) = (
         kind
@@ -113,10 +120,11 @@ def work(name: str, job: dict[str, Any], args: argparse.Namespace) -> int:
 def render(name: str, settings: dict[str, int], args: argparse.Namespace) -> int:
     from idgen import cli
 
-    people = min(settings["people"], 12) if args.rehearse else settings["people"]
+    people = 12 if args.rehearse else max(16, round(settings["people"] * args.scale))
+    workers = min(args.workers, settings.get("workers", args.workers))
     words = ["synth", "--people", str(people), "--shots", str(settings["shots"]), "--format", "arrays"]
     words += ["--first-person", str(settings["first_person"]), "--out", str(args.out / "data" / name)]
-    return cli.main([*words, "--device", args.device, "--workers", str(args.workers)])
+    return cli.main([*words, "--device", args.device, "--workers", str(workers)])
 
 
 def _filled(value: Any, out: Path) -> str:

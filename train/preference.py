@@ -53,7 +53,7 @@ class PreferenceStage(Stage[PreferenceConfig]):
         better = worse * torch.from_numpy(share.astype(np.float32)).to(self.device)
         kinds = torch.from_numpy(rng.integers(len(KINDS), size=len(chosen))).to(self.device)
         kinds = torch.where(torch.from_numpy(rng.random(len(chosen)) < 0.4).to(self.device), 0, kinds)
-        names = [str(self.data.rows[photo]["file_name"]) for photo in chosen]
+        names = [self.data.name(int(photo)) for photo in chosen]
         return {
             "images": images,
             "landmarks": landmarks,

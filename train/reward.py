@@ -136,7 +136,7 @@ class RewardStage(Stage[RewardTrainConfig]):
             if self.targets is not None:
                 targets.append(self.targets[own].mean(0))
         batch: Batch = {
-            "ids": [str(self.data.rows[photo]["file_name"]) for photo in chosen],
+            "ids": [self.data.name(int(photo)) for photo in chosen],
             "vectors": torch.stack(vectors),
             "prompts": [self.data.captions[photo] for photo in chosen],
             "targets": torch.stack(targets) if targets else None,

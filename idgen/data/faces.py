@@ -61,6 +61,11 @@ class FaceFolder:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def name(self, photo: int) -> str:
+        """What a photo is called in reports: its file, or in arrays whose photo it is."""
+        row = self.rows[photo]
+        return str(row.get("file_name", f"person {row['person']}, shot {row.get('shot', photo)}"))
+
     @property
     def captions(self) -> list[str]:
         return [row["caption"] for row in self.rows]
