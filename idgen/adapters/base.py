@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from idgen.adapters.call import Conditioning, Entry
 from idgen.adapters.injections.host import adapters_of, enter, leave
-from idgen.adapters.injections.parts import Part
+from idgen.adapters.injections.parts import Part, made_ready
 from idgen.adapters.layers import AttentionLayer, attention_layers, family
 from idgen.adapters.masks import as_mask
 from idgen.adapters.schedule import StepScales, layer_scales
@@ -182,7 +182,7 @@ class Adapter(nn.Module, ABC):
         names = list(parts)
         entry = Entry(
             adapter=self,
-            parts={name: [part.take(rows) for part in parts[name]] for name in names},
+            parts=made_ready(parts, self.layers, rows),
             scales=layer_scales(scale, names, self.method),
             schedule=schedule,
             mask=as_mask(mask, people, images, guidance),

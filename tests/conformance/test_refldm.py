@@ -20,7 +20,7 @@ from idgen.adapters.cachekv import (
     set_timesteps,
     split_panorama,
 )
-from idgen.adapters.injections.parts import split_heads
+from idgen.adapters.injections.products import split_heads
 from idgen.data.degradation import PRESETS, DegradationConfig, compress, degrade, draw_damage, shrink
 from idgen.losses.identity import (
     WEIGHTINGS,

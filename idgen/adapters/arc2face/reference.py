@@ -175,8 +175,7 @@ class Bank:
 
 
 def _changed(module: nn.Module, change: LowRankPart, name: Projection, x: Tensor) -> Tensor:
-    delta = change.delta(name, x, 1.0)
-    return module(x) if delta is None else module(x) + delta
+    return change.change(name, module(x), x, 1.0)
 
 
 METHOD = Method(

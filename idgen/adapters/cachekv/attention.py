@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from idgen.adapters.cachekv.cache import MergedCache, ReferenceCache
-from idgen.adapters.injections.parts import merge_heads, split_heads
+from idgen.adapters.injections.products import merge_heads, split_heads
 from idgen.errors import IdgenError
 
 

@@ -17,16 +17,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor
 
 from idgen.adapters.call import KEY, Active, Conditioning, Step
-from idgen.adapters.injections.parts import (
-    DecoupledPart,
-    GatedPart,
-    JointPart,
-    LowRankPart,
-    Projection,
-    follow,
-    merge_heads,
-    split_heads,
-)
+from idgen.adapters.injections.joint import joint_attention
+from idgen.adapters.injections.parts import DecoupledPart, GatedPart, JointPart, LowRankPart, Projection, follow
+from idgen.adapters.injections.products import merge_heads, split_heads
 from idgen.adapters.layers import AttentionLayer, attention, attention_layers, transformer_block
 from idgen.errors import IdgenError
 
@@ -151,7 +144,7 @@ class HostFuser:
         for entry in step.active(self.layer.block, hidden.shape[1]):
             for active in entry:
                 assert isinstance(active.part, GatedPart)
-                hidden = hidden + _masked(active.part.increment(hidden, active.scale), active.mask)
+                hidden = _where(active.mask, active.part.act(hidden, active.scale), hidden)
                 if active.part.norm is not None:
                     norms.append((active.part.norm, active.mask))
         if norms:  # of what all parts have made, as the block's own norm would see it
@@ -231,70 +224,30 @@ def attend(
         result = module(x)
         for active in low_ranks:
             assert isinstance(active.part, LowRankPart)
-            delta = active.part.delta(name, x, active.scale)
-            if delta is not None:
-                result = result + delta
+            result = active.part.change(name, result, x, active.scale)
         return result
 
     rows = len(hidden)
     source = hidden if context is None else context
-    flat = project("q", attn.to_q, hidden)
+    query = project("q", attn.to_q, hidden)
     key, value = project("k", attn.to_k, source), project("v", attn.to_v, source)
     if mask is not None:
         mask = attn.prepare_attention_mask(mask, source.shape[1], rows).view(rows, attn.heads, -1, source.shape[1])
-    query = split_heads(flat, attn.heads)
     if joints:
-        text = merge_heads(_joint_attention(attn.heads, hidden, query, key, value, mask, joints))
+        text = joint_attention(attn.heads, hidden, query, key, value, mask, joints)
     else:
-        keys, values = split_heads(key, attn.heads), split_heads(value, attn.heads)
-        text = merge_heads(F.scaled_dot_product_attention(query, keys, values, attn_mask=mask))
+        apart, keys, values = (split_heads(x, attn.heads) for x in (query, key, value))
+        text = merge_heads(F.scaled_dot_product_attention(apart, keys, values, attn_mask=mask))
     total = text
     for active in actives:
         if isinstance(active.part, DecoupledPart):
-            increment = active.part.increment(query, text, attn.heads)
-            total = total + _masked(active.scale * increment, active.mask)
+            total = _where(active.mask, active.part.act(total, query, text, attn.heads, active.scale), total)
     return attn.to_out[1](project("out", attn.to_out[0], total))
 
 
-def _joint_attention(
-    heads: int, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, parts: list[JointPart]
-) -> Tensor:
-    """One softmax over the layer's own keys and those of the parts: (rows, heads, picture tokens, head dim).
-
-    A part with a query projection of its own needs other logits for its keys. Queries and keys are laid side by side in wider
-    heads, zero where they do not meet, so that one fused attention still computes all of it.
-    """
-    own_queries = [part.query for part in parts if part.query is not None]
-    width = query.shape[-1]
-    scale = width**-0.5
-    wide = (1 + len(own_queries)) * width
-    queries = [query] + [split_heads(F.linear(hidden, weight.to(hidden)), heads) for weight in own_queries]
-    keys = [_place(split_heads(key, heads), 0, wide)]
-    values = [split_heads(value, heads)]
-    biases = [torch.zeros_like(hidden[:, :1, :1]).expand(-1, 1, key.shape[1]) if mask is None else mask]
-    slot = 0
-    for part in parts:
-        if part.query is not None:
-            slot += 1
-        offset = slot * width if part.query is not None else 0
-        keys.append(_place(split_heads(part.key.to(hidden), heads), offset, wide))
-        values.append(split_heads(part.value.to(hidden), heads))
-        bias = part.bias if part.bias is not None else torch.zeros_like(part.key[..., 0])
-        biases.append(bias[:, None].to(hidden))
-    needs_bias = mask is not None or any(part.bias is not None for part in parts)
-    joint_bias: Tensor | None = None
-    if needs_bias:
-        four = [b[:, None] if b.ndim == 3 else b for b in biases]  # (rows, heads or 1, picture tokens or 1, keys)
-        shape = [max(b.shape[axis] for b in four) for axis in (0, 1, 2)]
-        joint_bias = torch.cat([b.expand(*shape, -1) for b in four], -1)
-    return F.scaled_dot_product_attention(
-        torch.cat(queries, -1), torch.cat(keys, 2), torch.cat(values, 2), attn_mask=joint_bias, scale=scale
-    )
-
-
-def _place(x: Tensor, offset: int, width: int) -> Tensor:
-    """Zeros around the head dimension, so that x begins at `offset` of `width`."""
-    return x if width == x.shape[-1] else F.pad(x, (offset, width - x.shape[-1] - offset))
+def _where(mask: Tensor | None, changed: Tensor, plain: Tensor) -> Tensor:
+    """Changed where the mask is white."""
+    return changed if mask is None else plain + mask.to(plain) * (changed - plain)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

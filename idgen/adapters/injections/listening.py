@@ -36,12 +36,12 @@ class _Listener(LowRankPart):
     heard: list[Tensor] = field(default_factory=list)
     last: bool = False
 
-    def delta(self, projection: Projection, x: Tensor, scale: float | Tensor) -> Tensor | None:
+    def change(self, projection: Projection, result: Tensor, x: Tensor, scale: float | Tensor) -> Tensor:
         if projection == "k":
             self.heard.append(x)
             if self.last:
                 raise _Heard
-        return None
+        return result
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ picture itself must pass through them. Rows are the UNet's batch. Four kinds cov
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +20,16 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import GatedSelfAttentionDense
 from torch import Tensor, nn
+
+from idgen.adapters.injections.products import (
+    FEW_COLUMNS,
+    attention,
+    block_keys,
+    block_values,
+    merge_heads,
+    split_heads,
+)
+from idgen.adapters.layers import AttentionLayer
 
 Combine = Literal["add", "ortho", "ortho_v2"]
 Projection = Literal["q", "k", "v", "out"]
@@ -35,18 +45,27 @@ class LowRankPart:
     weights: Mapping[Projection, tuple[Tensor, Tensor]]
     strength: float | None = None
 
+    def ready(self, heads: int) -> LowRankPart:
+        """Nothing here is constant over the steps but the weights."""
+        return self
+
     def take(self, rows: Tensor) -> LowRankPart:
         """The same weights serve every row."""
         return self
 
-    def delta(self, projection: Projection, x: Tensor, scale: float | Tensor) -> Tensor | None:
-        """What is added to a projection of x (rows, tokens, in), or None."""
+    def change(self, projection: Projection, result: Tensor, x: Tensor, scale: float | Tensor) -> Tensor:
+        """A projection's result (rows, tokens, out) for x (rows, tokens, in), changed."""
         pair = self.weights.get(projection)
         if pair is None or self.strength == 0:
-            return None
-        change = F.linear(F.linear(x, pair[0].to(x)), pair[1].to(x))
+            return result
+        down, up = pair[0].to(x), pair[1].to(x)
         factor = scale if self.strength is None else self.strength
-        return change if isinstance(factor, float) and factor == 1.0 else factor * change
+        inner = F.linear(x, down)
+        inner = inner if _is_one(factor) else inner * factor
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or not result.is_contiguous():
+            return result + F.linear(inner, up)
+        result.flatten(0, 1).addmm_(inner.flatten(0, 1), up.t())  # nobody else has seen the result yet
+        return result
 
 
 @dataclass(frozen=True)
@@ -57,17 +76,25 @@ class JointPart:
         key, value: (rows, tokens, hidden).
         query: (hidden, hidden) weight of an own query projection, or None to use the layer's.
         bias: (rows, tokens) added to the logits, such as -inf where a row has no identity; or None.
+        blocks: `ready` makes it: keys and query as one matrix (rows, heads * tokens, hidden), see `block_keys`.
     """
 
     key: Tensor
     value: Tensor
     query: Tensor | None = None
     bias: Tensor | None = None
+    blocks: Tensor | None = None
+
+    def ready(self, heads: int) -> JointPart:
+        """With what is the same at every step made once."""
+        if self.query is None or not _few(self.key, heads):
+            return self
+        return replace(self, blocks=block_keys(self.key, heads, self.query, centre=False))
 
     def take(self, rows: Tensor) -> JointPart:
         """The part for some rows of the batch, in their order."""
-        bias = None if self.bias is None else self.bias[rows]
-        return replace(self, key=self.key[rows], value=self.value[rows], bias=bias)
+        bias, blocks = (None if x is None else x[rows] for x in (self.bias, self.blocks))
+        return replace(self, key=self.key[rows], value=self.value[rows], bias=bias, blocks=blocks)
 
 
 @dataclass(frozen=True)
@@ -79,6 +106,7 @@ class DecoupledPart:
         query: (hidden, hidden) weight that makes the query from the text attention's result (W+); None: the layer's query.
         combine: `"add"`; `"ortho"` and `"ortho_v2"` first take away what the text attention already says (PuLID).
         zeros: how many all-zero tokens share the softmax (PuLID's NUM_ZERO): they take weight and give nothing.
+        blocks: `ready` makes it: keys (with the query's weight) and values as matrices, see `block_keys`, `block_values`.
     """
 
     key: Tensor
@@ -86,31 +114,76 @@ class DecoupledPart:
     query: Tensor | None = None
     combine: Combine = "add"
     zeros: int = 0
+    blocks: tuple[Tensor, Tensor] | None = None
+
+    def ready(self, heads: int) -> DecoupledPart:
+        """With what is the same at every step made once."""
+        if not _few(self.key, heads):
+            return self
+        keys = block_keys(self.key, heads, self.query, centre=not self.zeros and self.combine != "ortho_v2")
+        return replace(self, blocks=(keys, block_values(self.value, heads)))
 
     def take(self, rows: Tensor) -> DecoupledPart:
         """The part for some rows of the batch, in their order."""
-        return replace(self, key=self.key[rows], value=self.value[rows])
+        blocks = None if self.blocks is None else (self.blocks[0][rows], self.blocks[1][rows])
+        return replace(self, key=self.key[rows], value=self.value[rows], blocks=blocks)
 
-    def increment(self, query: Tensor, text: Tensor, heads: int) -> Tensor:
-        """What this part adds at scale 1: (rows, picture tokens, hidden).
+    def act(self, total: Tensor, query: Tensor, text: Tensor, heads: int, scale: float | Tensor) -> Tensor:
+        """What the attention returns with this part: (rows, picture tokens, hidden).
 
         Args:
-            query: (rows, heads, picture tokens, head dim) of the layer.
+            total: what it returns without, (rows, picture tokens, hidden).
+            query: (rows, picture tokens, hidden) of the layer.
             text: (rows, picture tokens, hidden) what the text attention returned, heads merged, not yet projected.
         """
-        if self.query is not None:
-            query = split_heads(F.linear(text, self.query.to(text)), heads)
+        if self.blocks is not None and self.blocks[0].device == total.device:
+            return self._act_in_blocks(total, query, text, heads, scale, *(block.to(text) for block in self.blocks))
+        own_query = query if self.query is None else F.linear(text, self.query.to(text))
         key, value = (F.pad(x.to(text), (0, 0, 0, self.zeros)) for x in (self.key, self.value))
-        key, value = split_heads(key, heads), split_heads(value, heads)
-        own = merge_heads(F.scaled_dot_product_attention(query, key, value))
-        if self.combine == "add":
-            return own
-        return _orthogonal(own, text, query, key, second=self.combine == "ortho_v2").to(text.dtype)
+        split, key, value = (split_heads(x, heads) for x in (own_query, key, value))
+        own = merge_heads(F.scaled_dot_product_attention(split, key, value))
+        if self.combine != "add":
+            own = _orthogonal(own, text, split, key, second=self.combine == "ortho_v2").to(text.dtype)
+        return total + (own if _is_one(scale) else scale * own)
+
+    def _act_in_blocks(
+        self,
+        total: Tensor,
+        query: Tensor,
+        text: Tensor,
+        heads: int,
+        scale: float | Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        source = query if self.query is None else text
+        logits = torch.bmm(keys, source.transpose(1, 2)).unflatten(1, (heads, -1))  # (rows, heads, tokens, picture)
+        weights = self._softmax(logits).flatten(1, 2)
+        weights = weights if _is_one(scale) else weights * scale
+        if self.combine != "add":
+            # The sum over the picture of text times own, per channel, without own itself.
+            shared = (torch.bmm(weights, text) * values).sum(1, keepdim=True)
+            square = text * text if text.dtype == torch.bfloat16 else text.float().square()
+            along = text * (shared / square.sum(1, keepdim=True)).to(text)
+            if self.combine == "ortho":
+                total = total - along
+            else:
+                looks = self._softmax(logits * (text.shape[-1] // heads) ** 0.5).mean(1)[:, :5].sum(1)
+                total = torch.addcmul(total, (looks - 1)[..., None], along)
+        return torch.baddbmm(total, weights.transpose(1, 2), values)
+
+    def _softmax(self, logits: Tensor) -> Tensor:
+        """Over the tokens (rows, heads, tokens, picture), some weight going to those of zeros."""
+        if not self.zeros:
+            return logits.softmax(2)
+        return F.pad(logits, (0, 0, 0, self.zeros)).softmax(2)[:, :, : logits.shape[2]]
 
 
 @dataclass(frozen=True)
 class GatedPart:
     """Gated self-attention of the picture over itself and the identity tokens, between a block's own two attentions.
+
+    Only the picture asks and is fed forward: what GLIGEN's module computes for the tokens themselves is thrown away there.
 
     Attributes:
         fuser: diffusers' GatedSelfAttentionDense of this block.
@@ -133,12 +206,16 @@ class GatedPart:
         normed = fuser.norm1(fuser.linear(tokens))
         return cls(fuser, fuser.attn.to_k(normed), fuser.attn.to_v(normed), norm)
 
+    def ready(self, heads: int) -> GatedPart:
+        """Keys and values are made already."""
+        return self
+
     def take(self, rows: Tensor) -> GatedPart:
         """The part for some rows of the batch, in their order."""
         return replace(self, key=self.key[rows], value=self.value[rows])
 
-    def increment(self, hidden: Tensor, scale: float | Tensor) -> Tensor:
-        """What the fuser adds to hidden (rows, picture tokens, hidden); the scale multiplies its two gates."""
+    def act(self, hidden: Tensor, scale: float | Tensor) -> Tensor:
+        """What the fuser makes of hidden (rows, picture tokens, hidden); the scale multiplies its two gates."""
         fuser, attn = self.fuser, self.fuser.attn
         normed = follow(fuser.norm1, hidden)
         query, key, value = (
@@ -149,23 +226,34 @@ class GatedPart:
                 torch.cat([follow(attn.to_v, normed), self.value.to(normed)], 1),
             )
         )
-        attended = follow(attn.to_out[0], merge_heads(F.scaled_dot_product_attention(query, key, value)))
-        first = scale * fuser.alpha_attn.to(hidden).tanh() * attended
-        second = follow(fuser.ff, follow(fuser.norm2, hidden + first))
-        return first + scale * fuser.alpha_dense.to(hidden).tanh() * second
+        attended = follow(attn.to_out[0], merge_heads(attention(query, key, value)))
+        hidden = torch.addcmul(hidden, attended, _gate(scale, fuser.alpha_attn, hidden))
+        fed = follow(fuser.ff, follow(fuser.norm2, hidden))
+        return torch.addcmul(hidden, fed, _gate(scale, fuser.alpha_dense, hidden))
 
 
 Part = LowRankPart | JointPart | DecoupledPart | GatedPart
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(rows, tokens, hidden) -> (rows, heads, tokens, head dim)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+def made_ready(
+    parts: Mapping[str, list[Part]], layers: Sequence[AttentionLayer], rows: Tensor
+) -> dict[str, list[Part]]:
+    """An adapter's parts for some rows of the batch, with all that is the same at every step made once."""
+    heads = {name: layer.heads for layer in layers for name in (layer.name, layer.block)}
+    return {name: [part.ready(heads[name]).take(rows) for part in here] for name, here in parts.items()}
 
 
-def merge_heads(x: Tensor) -> Tensor:
-    """(rows, heads, tokens, head dim) -> (rows, tokens, hidden)."""
-    return x.transpose(1, 2).flatten(2)
+def _few(key: Tensor, heads: int) -> bool:
+    """Whether one matrix for all heads is the faster form: on a CPU, for a handful of tokens."""
+    return key.device.type == "cpu" and heads * key.shape[1] <= FEW_COLUMNS
+
+
+def _gate(scale: float | Tensor, alpha: Tensor, like: Tensor) -> Tensor:
+    return (scale * alpha.to(like).tanh()).to(like)
+
+
+def _is_one(scale: float | Tensor) -> bool:
+    return isinstance(scale, float) and scale == 1.0
 
 
 def follow(module: nn.Module, x: Tensor) -> Tensor:

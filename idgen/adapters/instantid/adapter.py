@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from idgen.adapters.base import Adapter, AdapterConfig, Scale
 from idgen.adapters.call import Conditioning, Entry
 from idgen.adapters.embeddings import People, references
-from idgen.adapters.injections.parts import DecoupledPart, Part
+from idgen.adapters.injections.parts import DecoupledPart, Part, made_ready
 from idgen.adapters.injections.tokens import key_values
 from idgen.adapters.instantid.config import InstantIDConfig
 from idgen.adapters.instantid.convert import convert
@@ -108,7 +108,7 @@ class InstantIDAdapter(Adapter):
             given = tuple(torch.cat(pair) for pair in zip(self.null(*given), given, strict=True))
         tokens = self.project(*given)
         rows = torch.arange(len(tokens)).repeat_interleave(images)
-        parts = {name: [part.take(rows) for part in here] for name, here in self.parts(tokens).items()}
+        parts = made_ready(self.parts(tokens), self.layers, rows)
         entry = FaceEntry(
             adapter=self,
             parts=parts,
