@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,14 @@ __all__ = [
     "save_training_state",
     "save_weights",
     "sha256",
+    "weights_files",
 ]
 
 SAFETENSORS_SUFFIXES = (".safetensors",)
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 ONNX_SUFFIXES = (".onnx",)
+INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[\w-]+)?\.json$")
+SHARD = re.compile(r"-\d{5}-of-(?P<count>\d{5})\.(safetensors|bin)$")
 
 
 def load_weights(
@@ -56,18 +60,20 @@ def load_weights(
 
     Nested dicts become dotted names (`{"image_proj": {"w": t}}` -> `image_proj.w`); a container such as
     `{"state_dict": ..., "epoch": 3}` is unwrapped, and a tensor beside it (e4e's `latent_avg`) keeps its name.
-    For `.onnx` the initialisers are returned (`load_onnx` has the graph).
+    For `.onnx` the initialisers are returned (`load_onnx` has the graph); for the index of a model in shards, all of theirs.
 
     Args:
-        path: a `.safetensors`, `.bin`, `.pth`, `.pt`, `.ckpt` or `.onnx` file.
+        path: a `.safetensors`, `.bin`, `.pth`, `.pt`, `.ckpt`, `.onnx` or `.safetensors.index.json` file.
         allow_non_finite: for formats in which an infinity is meant (a stored attention mask).
         allow_empty: for a file whose header says all.
 
     Raises:
         IdgenError: the file is missing, empty, truncated, not what its name says, would run code when opened, or holds a
-            value that is not finite.
+            value that is not finite; an index and its shards do not agree.
     """
     path = _existing_file(path)
+    if INDEX.search(path.name):
+        return _load_shards(path, allow_non_finite)
     if path.suffix in SAFETENSORS_SUFFIXES:
         tensors = read_safetensors(path)
     elif path.suffix in PICKLE_SUFFIXES:
@@ -75,13 +81,29 @@ def load_weights(
     elif path.suffix in ONNX_SUFFIXES:
         tensors = read_onnx(path).tensors
     else:
-        known = ", ".join(SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES + ONNX_SUFFIXES)
+        known = ", ".join(SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES + ONNX_SUFFIXES + (".safetensors.index.json",))
         raise IdgenError(f"{path}: unknown kind of weights file {path.suffix!r}: use one of {known}")
     if not tensors and not allow_empty:
         raise IdgenError(f"{path} holds no tensors: is it a weights file?")
     if not allow_non_finite:
         _refuse_non_finite(tensors, path)
     return tensors
+
+
+def weights_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that hold the tensors: the file itself, or the shards that an index names, which lie beside it.
+
+    Raises:
+        IdgenError: the file is missing, or an index that names no files, or files elsewhere.
+    """
+    path = _existing_file(path)
+    if not INDEX.search(path.name):
+        return [path]
+    names = set(_weight_map(path).values())
+    elsewhere = sorted(name for name in names if Path(name).name != name)
+    if elsewhere:
+        raise IdgenError(f"{path} names {elsewhere[0]!r}, a file outside its own folder")
+    return [path.with_name(name) for name in sorted(names)]
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -183,11 +205,12 @@ def load_training_state(path: str | os.PathLike[str], device: str | torch.device
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The file's SHA-256 as 64 hexadecimal characters."""
+    """The file's SHA-256 as 64 hexadecimal characters; of an index, that of its shards one after the other."""
     digest = hashlib.sha256()
-    with open(_existing_file(path), "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for one in weights_files(path):
+        with open(_existing_file(one), "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -204,6 +227,34 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path).expanduser()
     check_file(path)
     return path
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """By tensor, the shard that it lies in."""
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IdgenError(f"{index} is not an index of weight files: it has no weight_map; fetch it again") from error
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) and name for name in named.values()):
+        raise IdgenError(f"{index} is not an index of weight files: its weight_map names none; fetch it again")
+    return named
+
+
+def _load_shards(index: Path, allow_non_finite: bool) -> dict[str, torch.Tensor]:
+    """All or nothing: every tensor of the index is in the shard that it names, and nothing else is in any."""
+    named = _weight_map(index)
+    state: dict[str, torch.Tensor] = {}
+    for shard in weights_files(index):
+        if INDEX.search(shard.name):
+            raise IdgenError(f"{index} names {shard.name!r}, which is no file of weights")
+        tensors = load_weights(shard, allow_non_finite=allow_non_finite)
+        expected = {key for key, name in named.items() if name == shard.name}
+        odd = sorted(expected ^ tensors.keys())
+        if odd:
+            what = "lacks" if odd[0] in expected else "also holds"
+            raise IdgenError(f"{shard} {what} {odd[0]!r}, against its index ({len(odd)} such): fetch the files again")
+        state.update(tensors)
+    return state
 
 
 def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

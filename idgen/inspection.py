@@ -32,8 +32,8 @@ class WeightsReport:
         family: the base model it was made for, in words, or None where nothing says so.
         tensors, parameters: how many tensors, and how many numbers in them.
         dtypes: numbers by dtype.
-        bytes: size of the file.
-        sha256: of the file.
+        bytes: size of the file, or of all shards that an index names.
+        sha256: of the file, or of all shards one after the other.
         metadata: the header of a safetensors file.
         licence: of the weights, where it is known.
         notes: what else is worth knowing, a sentence each.
@@ -97,7 +97,7 @@ def open_weights(
         tensors=len(tensors),
         parameters=sum(dtypes.values()),
         dtypes=dict(dtypes),
-        bytes=path.stat().st_size,
+        bytes=sum(file.stat().st_size for file in checkpoint.weights_files(path)),
         sha256=checkpoint.sha256(path),
         metadata=metadata,
         licence=signature.licence or None,
@@ -158,6 +158,11 @@ def _notes(
             len({key.split(".")[1] for key in tensors if key.startswith(f"layer{stage}.")}) for stage in range(1, 5)
         ]
         notes.append(f"blocks per stage: {', '.join(map(str, depth))}")
+    shard = checkpoint.SHARD.search(path.name)
+    if shard:
+        notes.append(f"one of {int(shard['count'])} shards: their index (*.index.json) stands for all of them")
+    if checkpoint.INDEX.search(path.name):
+        notes.append(f"{len(checkpoint.weights_files(path))} shards")
     if path.suffix in checkpoint.ONNX_SUFFIXES and signature is not ONNX:
         notes.append("exported as ONNX; tensors are named as arcface_torch names them")
     architecture = _config_beside(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -198,3 +199,98 @@ def test_an_error_of_a_converter_leaves_no_output(tmp_path: Path) -> None:
     with pytest.raises(IdgenError, match="twice"):
         convert_weights(tmp_path / "twice.safetensors", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def in_shards(folder: Path, kind: str, suffix: str = "safetensors") -> tuple[Path, dict[str, torch.Tensor]]:
+    """A published layout in two shards with their index, as diffusers and transformers write them."""
+    _, tensors = write(folder / "whole", kind)
+    folder.mkdir(exist_ok=True)
+    weight_map: dict[str, str] = {}
+    names = [f"model-0000{number}-of-00002.{suffix}" for number in (1, 2)]
+    for number, name in enumerate(names):
+        own = {key: value for index, (key, value) in enumerate(tensors.items()) if index % 2 == number}
+        weight_map |= dict.fromkeys(own, name)
+        if suffix == "bin":
+            torch.save(own, folder / name)
+        else:
+            save_file(own, folder / name)
+    index = folder / f"model.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index, tensors
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_weights_in_shards_are_one_by_their_index_or_folder(
+    suffix: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    index, tensors = in_shards(tmp_path / "model", "unet", suffix)
+    shards = sorted((tmp_path / "model").glob(f"model-*.{suffix}"))
+    report = report_of(capfd, "convert", "--inspect", index)
+    assert report["kind"] == "unet" and report["tensors"] == len(tensors) and "2 shards" in report["notes"]
+    assert report["bytes"] == sum(shard.stat().st_size for shard in shards)
+    digest = hashlib.sha256(b"".join(shard.read_bytes() for shard in shards)).hexdigest()
+    assert report["sha256"] == digest
+    for source in (index, tmp_path / "model"):
+        report_of(capfd, "convert", source, tmp_path / "out.safetensors")
+        converted = load_file(tmp_path / "out.safetensors")
+        assert converted.keys() == tensors.keys()
+        assert all(torch.equal(converted[key], value) for key, value in tensors.items())
+        assert load_metadata(tmp_path / "out.safetensors")["source_sha256"] == digest
+        (tmp_path / "out.safetensors").unlink()
+    alone = report_of(capfd, "convert", "--inspect", shards[0])
+    assert any("one of 2 shards" in note for note in alone["notes"])
+
+
+def test_shards_that_do_not_fit_their_index_are_refused_whole(refused: Refused, tmp_path: Path) -> None:
+    index, tensors = in_shards(tmp_path / "model", "unet")
+    good = index.read_text()
+    first, second = sorted(tensors)[:2]
+    out = tmp_path / "out.safetensors"
+
+    def line(change: dict | str) -> str:
+        index.write_text(change if isinstance(change, str) else json.dumps(change))
+        return refused("convert", index, out)
+
+    whole = json.loads(good)["weight_map"]
+    outside = str(tmp_path / "elsewhere.safetensors")
+    assert "outside its own folder" in line({"weight_map": whole | {first: outside}})
+    assert "outside its own folder" in line({"weight_map": whole | {first: "../model/a.safetensors"}})
+    assert "lacks 'more'" in line({"weight_map": whole | {"more": whole[first]}})
+    assert f"also holds {first!r}" in line({"weight_map": {k: v for k, v in whole.items() if k != first}})
+    assert "no such weights file" in line({"weight_map": whole | {first: "model-00003-of-00003.safetensors"}})
+    assert "no file of weights" in line({"weight_map": {first: index.name}})
+    for nothing in ("{}", "[]", "not JSON", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": [1]}'):
+        assert "not an index" in line(nothing)
+    index.write_text(good)
+    shard = index.with_name(whole[second])
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    assert shard.name in refused("convert", index, out)
+    shard.write_bytes(content)
+    assert "is the file to read" in refused("convert", index, shard)
+    assert not out.exists() and load_weights(index).keys() == tensors.keys()
+
+
+def test_a_folder_without_one_index_is_told_what_to_name(refused: Refused, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    index, _ = in_shards(tmp_path / "model", "wplus")
+    index.with_name("model.safetensors.index.fp16.json").write_text(index.read_text())
+    assert "several indices" in refused("convert", tmp_path / "model", out)
+    write(tmp_path / "one", "wplus")
+    assert "such as wplus_adapter.bin" in refused("convert", tmp_path / "one", out)
+
+
+def test_shards_on_the_hub_come_with_their_index(
+    capfd: pytest.CaptureFixture[str], refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repo = tmp_path / "hub" / "models--someone--Model"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "v1").write_text("b" * 40)
+    (repo / "snapshots" / ("b" * 40)).mkdir(parents=True)
+    index, _ = in_shards(repo / "snapshots" / ("b" * 40) / "unet", "unet")
+    source = "someone/Model@v1:unet/model.safetensors.index.json"
+    assert report_of(capfd, "convert", "--inspect", source)["kind"] == "unet"
+    index.with_name("model-00002-of-00002.safetensors").unlink()
+    line = refused("convert", "--inspect", source)
+    assert line.endswith("hf download someone/Model unet/model-00002-of-00002.safetensors --revision v1")

@@ -126,7 +126,7 @@ def read_weights(folder: Path, stems: Sequence[str], variant: str | None = None)
     for stem in stems:
         index = folder / f"{stem}.safetensors.index{dot}.json"
         if index.is_file():
-            return _read_shards(index)
+            return load_weights(index)
         if (folder / f"{stem}{dot}.safetensors").is_file():
             return load_weights(folder / f"{stem}{dot}.safetensors")
     for stem in stems:
@@ -134,20 +134,6 @@ def read_weights(folder: Path, stems: Sequence[str], variant: str | None = None)
             return load_weights(folder / f"{stem}{dot}.bin")
     what = f"weights of the variant {variant!r}" if variant else "weights"
     raise IdgenError(f"no {what} in {folder}: expected {' or '.join(f'{stem}{dot}.safetensors' for stem in stems)}")
-
-
-def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IdgenError(f"{index} is not an index of weight files; fetch it again") from error
-    state: dict[str, torch.Tensor] = {}
-    for name in names:
-        if Path(name).name != name:
-            raise IdgenError(f"{index} names {name!r}, a file outside its own folder")
-        state.update(load_weights(index.with_name(name)))
-    return state
 
 
 def _fill(module: Module, state: dict[str, torch.Tensor], dtype: torch.dtype, what: str) -> Module:
