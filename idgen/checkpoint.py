@@ -244,7 +244,8 @@ def _load_shards(index: Path, allow_non_finite: bool) -> dict[str, torch.Tensor]
     """All or nothing: every tensor of the index is in the shard that it names, and nothing else is in any."""
     named = _weight_map(index)
     state: dict[str, torch.Tensor] = {}
-    for shard in weights_files(index):
+    shards = [_existing_file(shard) for shard in weights_files(index)]  # before any is read
+    for shard in shards:
         if INDEX.search(shard.name):
             raise IdgenError(f"{index} names {shard.name!r}, which is no file of weights")
         tensors = load_weights(shard, allow_non_finite=allow_non_finite)
