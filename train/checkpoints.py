@@ -156,7 +156,8 @@ class Checkpoints:
     def _read(self, path: Path) -> Place:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         self._compare(path, manifest["settings"])
-        device = self.accelerator.device
+        # Of several processes on CPUs each has a "cpu:0", which torch can not load to.
+        device = self.accelerator.device if self.accelerator.device.type != "cpu" else "cpu"
         state = load_training_state(path / STATE, device)
         try:
             if self.accelerator.distributed_type in SHARDED:

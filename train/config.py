@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from idgen.errors import IdgenError
 from idgen.settings import assign_text, build, read_yaml, split_assignments
@@ -58,6 +58,11 @@ class TrainConfig(BaseModel):
     resume: bool = Field(True, description="go on from the newest whole checkpoint in output_dir")
     resume_changed: bool = Field(False, description="also with other settings than it was written with")
     dry_run: bool = Field(False, description="two real steps of few samples, in a folder that is thrown away")
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # what YAML reads `no` as
 
     def shrunk(self: Config) -> Config:
         """The settings of a dry run: as they are, with less of everything."""

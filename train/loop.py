@@ -116,7 +116,9 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
         stage.load(config.start_from)
     if config.gradient_checkpointing:
         _recompute(stage.models())
-    stage.module.to(accelerator.device, memory_format=torch.channels_last)
+    # FSDP shards no other layout than the plain one.
+    plain = accelerator.distributed_type == DistributedType.FSDP
+    stage.module.to(accelerator.device, memory_format=torch.contiguous_format if plain else torch.channels_last)
     optimizer = torch.optim.AdamW(
         stage.groups(),
         config.learning_rate,
@@ -193,8 +195,8 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
         say(f"ended early: {stage.stopped}")
     if accelerator.is_main_process:
         write_report(config, type(stage).__doc__ or "", {"data": stage.about(), "stopped": stage.stopped})
-    log.close()
     accelerator.wait_for_everyone()
+    log.close()
     return weights
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 
 from idgen.errors import IdgenError
 from idgen.train.config import TrainConfig
@@ -49,21 +49,32 @@ def whole(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
         from torch.distributed.fsdp import FSDPModule
 
         parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
-        _each(parts, "unshard")
+        # Put together here, where every process takes part: one that saves does so alone.
+        values = {name: parameter.full_tensor() for name, parameter in model.named_parameters()}
         handles: list[Any] = [
-            part.register_forward_hook(lambda module, *_: module.unshard())  # what a forward pass shards again
-            for part in parts
+            module.register_state_dict_post_hook(_put(name, values)) for name, module in model.named_modules()
         ]
+        # What a forward pass shards again is put together once more.
+        handles += [part.register_forward_hook(lambda module, *_: module.unshard()) for part in parts]
+        for part in parts:
+            part.unshard()
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            _each(parts, "reshard")
+            for part in parts:
+                part.reshard()
     else:
         yield
 
 
-def _each(parts: list[Any], method: str) -> None:
-    for part in parts:
-        getattr(part, method)()
+def _put(name: str, values: Mapping[str, Tensor]) -> Callable[..., None]:
+    """A hook that puts whole tensors in the place of a module's own sharded ones."""
+
+    def hook(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter is not None:
+                state[prefix + own] = values[f"{name}.{own}" if name else own]
+
+    return hook
