@@ -113,10 +113,11 @@ def train_person(
             denoiser = PVADenoiser(pipe.unet, adapter, pipe.text_encoder).eval()
             makers = _batches(pipe, photos, rng)
             for _ in report(range(steps)):
-                batch = next(makers)
-                times = stratified_times(pipe.scheduler, 1, time_bins, device)
-                noise = torch.randn(time_bins, *batch.latents.shape, device=device, dtype=batch.latents.dtype)
-                train_on_bins(denoiser, optimizer, pipe.scheduler, batch, times, noise, time_bins)
+                # The authors' backward passes, one a stratum of time, in one of them.
+                batch = next(makers).repeat(time_bins)
+                times = stratified_times(pipe.scheduler, 1, time_bins, device).T
+                noise = torch.randn_like(batch.latents)[None]
+                train_on_bins(denoiser, optimizer, pipe.scheduler, batch, times, noise, 1)
             changes: dict[str, Tensor] = {}
             for name, value in adapter.named_parameters():
                 if not torch.equal(value, before[name]):

@@ -36,6 +36,18 @@ class HoleBatch:
     prompts: PersonPrompts
     shown: Tensor | None = None
 
+    def repeat(self, times: int) -> HoleBatch:
+        """The batch so many times over, as one."""
+
+        def often(rows: Tensor) -> Tensor:
+            return torch.cat([rows] * times)
+
+        prompts = self.prompts
+        if len(prompts.input_ids) > 1:
+            prompts = PersonPrompts(often(prompts.input_ids), often(prompts.mask))
+        latents, masked, mask, references = map(often, (self.latents, self.masked, self.mask, self.references))
+        return HoleBatch(latents, masked, mask, references, prompts, None if self.shown is None else often(self.shown))
+
 
 class PVADenoiser(nn.Module):
     """UNet over text and visual tokens: (noisy latents with hole, times, prompts, references) -> prediction.
