@@ -32,6 +32,7 @@ from idgen.adapters.masks import as_mask
 from idgen.adapters.schedule import StepScales, layer_scales
 from idgen.checkpoint import load_metadata, load_strict, load_weights, save_weights
 from idgen.errors import IdgenError
+from idgen.families import FAMILIES, text_width
 
 FORMAT = "idgen-adapter-1"
 Scale = float | Sequence[float] | dict[str, float]
@@ -228,6 +229,7 @@ class Adapter(nn.Module, ABC):
             state = dict(tensors)
         else:
             layers = attention_layers(unet)
+            _require_base(tensors, layers, f"{path} ({cls.method})")
             # A file that `idgen convert` rewrote remembers the name that told variants of a method apart.
             source = metadata.get("source", Path(path).name)
             config, state = cls.convert(tensors, layers, source=source, **options)
@@ -253,6 +255,15 @@ def adapters_in(unet: UNet2DConditionModel) -> dict[str, object]:
 
 def _shape(layer: AttentionLayer) -> tuple[str, int, int, int]:
     return layer.name, layer.hidden, layer.context, layer.heads
+
+
+def _require_base(tensors: Mapping[str, Tensor], layers: Sequence[AttentionLayer], what: str) -> None:
+    """In words, ahead of a list of keys that do not fit: a file for one known base is not for another."""
+    made_for, width = text_width(tensors), next((layer.context for layer in layers if layer.cross), 0)
+    if made_for in FAMILIES and width in FAMILIES and made_for != width:
+        raise IdgenError(
+            f"{what} was made for {FAMILIES[made_for]}, and this UNet is {FAMILIES[width]}: load the file for this base"
+        )
 
 
 def _tuples(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from idgen.conversion import convert_weights
 from idgen.errors import IdgenError
 from tests.adapters.bases import tiny_unet
 from tests.adapters.cases import CASES
+from tests.layouts import LAYOUTS, write
 
 FACEID = next(case for case in CASES if case.method == "ip_faceid")
 WPLUS = next(case for case in CASES if case.method == "wplus")
@@ -63,3 +64,33 @@ def test_a_truncated_file_leaves_the_unet_alone(tmp_path):
     with pytest.raises(IdgenError):
         load_adapter(tmp_path / "a.safetensors", unet)
     assert "_idgen_host" not in vars(unet)
+
+
+BASES = {"Stable Diffusion 1.5": ("sd15", 768), "Stable Diffusion 2": ("sd2-inpaint", 1024), "SDXL": ("sdxl", 2048)}
+PUBLISHED = {
+    "arc2face-expression",
+    "arc2face-reference",
+    "fact",
+    "instantid",
+    "ip-adapter-faceid",
+    "ip-adapter-faceid-plus",
+    "ip-adapter-faceid-plusv2",
+    "ip-adapter-faceid-portrait",
+    "pulid-v1",
+    "pulid-v1.1",
+    "pva",
+    "wplus",
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("kind", sorted(PUBLISHED))
+def test_a_published_file_for_another_base_is_refused_in_words(kind, base, tmp_path):
+    path, _ = write(tmp_path, kind)
+    family = LAYOUTS[kind][2]
+    shape, width = BASES[base]
+    unet = tiny_unet(shape, cross_attention_dim=width)
+    with pytest.raises(IdgenError) as error:  # these files hold a few tensors only: none loads
+        load_adapter(path, unet)
+    in_words = f"made for {family}, and this UNet is {base}" in str(error.value)
+    assert in_words == (family != base) and "\n" not in str(error.value)
