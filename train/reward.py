@@ -12,25 +12,20 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from idgen.adapters.ip_faceid import FaceIDConfig
-from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
 from idgen.errors import IdgenError
 from idgen.files import atomic_write
 from idgen.finetune import FinetuneConfig
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, noised_at
-from idgen.models.tiny_decoder import load_tiny_decoder
 from idgen.rewards.algorithms import AlgorithmConfig
 from idgen.rewards.anchor import Anchor, anchor_loss
 from idgen.rewards.chain import Chain
@@ -39,11 +34,12 @@ from idgen.rewards.identity import load_encoder
 from idgen.rewards.policies import Condition, guided
 from idgen.rewards.ranking import dpo_loss, drift_loss, extremes, take, unet_features
 from idgen.rewards.terms import RewardSum, RewardTerm
-from idgen.rewards.views import Asked, CropView, Decoder, FaceFinder, WholeView, vae_decoder
+from idgen.rewards.views import Asked, CropView, FaceFinder, WholeView, vae_decoder
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.picture_coding import encode_photos, load_tiny
 from idgen.train.reward_checks import CheckConfig, Checks, photo_embeddings
-from idgen.train.subjects import FILE, Arc2FaceSubject, FaceIDSubject, Subject, TextSubject
+from idgen.train.subjects import FILE, AdapterSubject, Arc2FaceSubject, Subject, TextSubject
 
 FEATURE_TIMESTEP = 100  # at which DrPO's frozen UNet looks at clean latents, as its authors have it
 
@@ -51,13 +47,13 @@ FEATURE_TIMESTEP = 100  # at which DrPO's frozen UNet looks at clean latents, as
 class RewardTrainConfig(TrainConfig):
     """Settings of train/reward.py."""
 
-    subject: Literal["arc2face", "text", "ip_faceid"] = Field(description="what is trained")
+    subject: Literal["arc2face", "text", "ip_faceid", "instantid"] = Field(description="what is trained")
     model: str = Field(
         "mini", description="of arc2face: mini, a hub id or folder; else Stable Diffusion or SDXL, likewise"
     )
     base: str | None = Field(None, description="arc2face in the published layout: the Stable Diffusion it came from")
     finetune: FinetuneConfig = Field(FinetuneConfig(rank=16), description="arc2face, text: the adapter in the UNet")
-    adapter: Path | None = Field(None, description="ip_faceid: its weights; null starts from fresh ones")
+    adapter: Path | None = Field(None, description="an adapter's weights; null starts from fresh ones")
     adapter_rank: int = Field(16, ge=0, description="ip_faceid, fresh: of its low-rank change")
     data: Path = Field(description="folder of `idgen synth`")
     validation: Path = Field(description="folder of `idgen synth` with people of no training")
@@ -79,6 +75,11 @@ class RewardTrainConfig(TrainConfig):
     )
     check: CheckConfig = CheckConfig()
     guards: GuardConfig = GuardConfig()
+
+    def shrunk(self) -> RewardTrainConfig:
+        small = self.check.model_copy(update={"people": 2, "images": 2, "steps": 2})
+        algorithm = self.algorithm.model_copy(update={"steps": 2, "last_steps": min(2, self.algorithm.last_steps)})
+        return super().shrunk().model_copy(update={"check": small, "algorithm": algorithm})
 
 
 class RewardStage(Stage[RewardTrainConfig]):
@@ -328,8 +329,9 @@ def build_subject(config: RewardTrainConfig, device: torch.device) -> Subject:
         return Arc2FaceSubject(config.model, config.base, config.finetune, device)
     if config.subject == "text":
         return TextSubject(config.model, config.finetune, device)
-    fresh = FaceIDConfig(load_encoder(config.conditioning).recogniser, {}, config.adapter_rank)
-    return FaceIDSubject(config.model, config.adapter, fresh, device)
+    settings = {"rank": config.adapter_rank} if config.subject == "ip_faceid" else {}
+    recogniser = load_encoder(config.conditioning).recogniser
+    return AdapterSubject(config.model, config.subject, config.adapter, recogniser, settings, device)
 
 
 def build_look(config: RewardTrainConfig, pipe: Any, finder: FaceFinder, device: torch.device) -> WholeView | CropView:
@@ -349,36 +351,6 @@ def build_look(config: RewardTrainConfig, pipe: Any, finder: FaceFinder, device:
             "decode: tiny needs a small decoder: train one with train/tiny_decoder.py and name it as `tiny`"
         )
     return WholeView(tiny, finder)
-
-
-def load_tiny(source: str, device: torch.device) -> Decoder:
-    """A small decoder: a folder of train/tiny_decoder.py, or an AutoencoderTiny by folder or hub id (madebyollin/taesd)."""
-    config = Path(source) / "config.json"
-    try:
-        if config.is_file() and json.loads(config.read_text()).get("architecture") == "tiny_decoder":
-            return load_tiny_decoder(Path(source)).to(device)
-        vae = AutoencoderTiny.from_pretrained(source, torch_dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise IdgenError(f"cannot load the small decoder {source}: {reason}") from error
-    return vae_decoder(vae.to(device).requires_grad_(False))
-
-
-def encode_photos(data: FaceFolder, vae: Any, weights: Path, device: torch.device) -> np.ndarray:
-    """`encode_latents` by any autoencoder of diffusers."""
-    coder = vae if isinstance(vae, AutoencoderTiny) else _Mode(vae)
-    return encode_latents(data, coder, weights, device)
-
-
-class _Mode(torch.nn.Module):
-    """A variational autoencoder that encodes as AutoencoderTiny does."""
-
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.vae, self.config = vae, vae.config
-
-    def encode(self, images: Tensor) -> Any:
-        return SimpleNamespace(latents=self.vae.encode(images).latent_dist.mode())
 
 
 def _errors(answer: Tensor, noised: Noised) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from idgen.adapters.arc2face import locate
-from idgen.adapters.ip_faceid import FaceIDConfig, IPFaceIDAdapter
+from idgen.adapters.base import AdapterConfig
+from idgen.adapters.registry import adapter_class
 from idgen.errors import IdgenError
 from idgen.finetune import FinetuneConfig
 from idgen.hub import fetch_folder
@@ -21,6 +24,21 @@ from idgen.rewards.policies import AdapterPolicy, Condition, FinetunePolicy, Pol
 from idgen.weights import mini_root
 
 FILE = "adapter.safetensors"  # what every subject's weights are saved as
+
+# The methods that read face embeddings alone, with the sizes of a fresh projection for a UNet of so many text channels.
+FRESH: dict[str, Callable[[int], dict[str, int]]] = {
+    "ip_faceid": lambda channels: {"cross_attention_dim": channels},
+    "instantid": lambda channels: {
+        "dim": max(64, channels // 2),
+        "depth": 4,
+        "dim_head": 64,
+        "heads": max(1, channels // 128),
+        "num_queries": 16,
+        "embedding_dim": 512,
+        "output_dim": channels,
+        "ff_mult": 4,
+    },
+}
 
 
 class Subject(ABC):
@@ -88,28 +106,50 @@ class TextSubject(Subject):
         return encode_prompts(self.pipe, [""] * count)
 
 
-class FaceIDSubject(Subject):
-    """IP-Adapter-FaceID beside a text-to-image UNet.
+class AdapterSubject(Subject):
+    """A decoupled identity adapter beside a text-to-image UNet.
 
     Args:
+        method: a registered one that reads face embeddings alone.
         adapter: its weights; None starts from fresh ones.
-        fresh: settings of a fresh one.
+        recogniser: of a fresh one.
+        settings: of a fresh one, fields of its config; sizes that are not given follow the UNet.
+
+    Raises:
+        IdgenError: a method that reads more than embeddings, settings that it does not have, or weights that do not fit.
     """
 
     reads_prompts = True
 
-    def __init__(self, model: str, adapter: Path | None, fresh: FaceIDConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: str,
+        method: str,
+        adapter: Path | None,
+        recogniser: str,
+        settings: Mapping[str, Any],
+        device: torch.device,
+    ) -> None:
+        kind = adapter_class(method)
+        if method not in FRESH:
+            raise IdgenError(
+                f"{method} reads more of a person than a face embedding: here {', '.join(FRESH)} can be trained"
+                " (train/inpaint.py trains pva, train/restore.py cachekv)"
+            )
         self.pipe, self.vae_file = _text_pipeline(model, device)
         unet = self.pipe.unet
         if adapter is not None:
-            made = IPFaceIDAdapter.from_pretrained(adapter, unet, dtype=torch.float32)
-            if made.config.plus:
+            made: Any = kind.from_pretrained(adapter, unet, dtype=torch.float32)
+            if getattr(made.config, "plus", False):
                 raise IdgenError(
                     f"{adapter} is a Plus variant, which also reads CLIP: train one that reads embeddings alone"
                 )
         else:
-            sizes = {"cross_attention_dim": unet.config.cross_attention_dim, **fresh.projection}
-            made = IPFaceIDAdapter.for_unet(unet, FaceIDConfig(fresh.recogniser, sizes, fresh.rank)).to(device)
+            try:
+                made = kind.for_unet(unet, _fresh(method, unet, recogniser, settings)).to(device)
+            except TypeError as error:
+                raise IdgenError(f"settings of {method}: {error}") from None
+        self.dim = made.config.projection.get("embedding_dim", 512)
         self.policy = AdapterPolicy(unet, made)
 
     def condition(self, vectors: Tensor, prompts: list[str]) -> Condition:
@@ -117,13 +157,17 @@ class FaceIDSubject(Subject):
         return Condition(encoded.context, vectors, encoded.pooled, encoded.sizes)
 
     def nobody(self, count: int) -> Condition:
-        return self.condition(torch.zeros(count, self._dim, device=self.pipe.device), [""] * count)
+        return self.condition(torch.zeros(count, self.dim, device=self.pipe.device), [""] * count)
 
-    @property
-    def _dim(self) -> int:
-        adapter = self.policy.adapter
-        assert isinstance(adapter, IPFaceIDAdapter)
-        return adapter.image_proj.proj[0].in_features
+
+def _fresh(method: str, unet: Any, recogniser: str, settings: Mapping[str, Any]) -> AdapterConfig:
+    config = adapter_class(method).config_class
+    known = {field.name for field in fields(config)} - {"recogniser"}
+    for name in settings:
+        if name not in known:
+            raise IdgenError(f"{method} has no setting {name!r}: there are {', '.join(sorted(known))}")
+    sizes = FRESH[method](unet.config.cross_attention_dim) | dict(settings.get("projection", {}))
+    return config(recogniser, **{**settings, "projection": sizes})
 
 
 @torch.no_grad()

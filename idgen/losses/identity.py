@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from idgen.errors import IdgenError
+from idgen.faces.align_torch import norm_crop_torch
 
 # Scales by name, of alphas_cumprod[t] and t: the published one, and those it was compared with (tables 3 and 4).
 WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -84,6 +85,35 @@ def schedule_weights(schedule: IdentitySchedule, alphas_cumprod: Tensor, timeste
     if schedule == "window":
         return (timesteps < window).to(alphas_cumprod.dtype)
     return timestep_weights(alphas_cumprod, timesteps, "sqrt_abar" if schedule == "scaled" else "unscaled")
+
+
+def scheduled_identity(
+    embed: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    clean: Tensor,
+    landmarks: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    most: int,
+) -> Tensor:
+    """The weighed distance of predicted pictures to who they should show, a mean over those that count.
+
+    Args:
+        embed: aligned faces (n, 3, 112, 112) in [-1, 1] -> embeddings (n, dim).
+        decode: scaled latents -> pictures (n, 3, height, width) in [-1, 1].
+        clean: (batch, channels, h, w) what the predictions stand for.
+        landmarks: (batch, 5, 2) px of the photos that they are of.
+        targets: (batch, dim) embeddings.
+        weights: (batch,) from `schedule_weights`, times 0 for samples that do not count.
+        most: so many of those that count are decoded; the rest is not looked at.
+    """
+    chosen = weights.nonzero()[:, 0][:most]
+    pictures = decode(clean[chosen]).float()
+    # Half precision would place the crop's pixels wrongly.
+    with torch.autocast(pictures.device.type, enabled=False):
+        crops = norm_crop_torch(pictures, landmarks[chosen])
+    distances = 1 - F.cosine_similarity(embed(crops).float(), targets[chosen].float())
+    return (weights[chosen] * distances).sum() / max(1, len(chosen))
 
 
 def clean_latents(noisy: Tensor, prediction: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,0 +1,147 @@
+"""Identity adapters beside a text-to-image model, on a random tiny family: what they learn from, and what is saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import idgen.configs
+from idgen.adapters.registry import adapter_class
+from idgen.checkpoint import load_metadata, load_weights
+from idgen.errors import IdgenError
+from idgen.models.mini_detector import MiniDetector
+from idgen.train.adapter import AdapterStage, AdapterTrainConfig
+from idgen.train.config import parse_config
+from idgen.train.loop import fit
+from idgen.train.reward import RewardStage, RewardTrainConfig
+from idgen.train.train_log import read_log
+from tests.tiny_family import face_in_the_middle, tiny_family
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(autouse=True)
+def tiny(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDGEN_MINI", str(family))
+    monkeypatch.setattr(MiniDetector, "detect", face_in_the_middle)
+
+
+def config(out: Path, people: Path, **changes: Any) -> AdapterTrainConfig:
+    values: dict[str, Any] = {
+        "output_dir": out, "data": people, "validation": people, "settings": {"rank": 2}, "max_train_steps": 2,
+        "train_batch_size": 4, "validation_steps": 2, "log_steps": 1, "num_threads": 1, "mixed_precision": "no",
+        "lr_warmup_steps": 0, "learning_rate": 0.01, "report_to": "none", "check": {"people": 2, "images": 2, "steps": 2},
+    }  # fmt: skip
+    return AdapterTrainConfig(**(values | changes))
+
+
+def one_step(settings: AdapterTrainConfig, progress: float = 1.0) -> tuple[AdapterStage, dict[str, torch.Tensor]]:
+    stage = AdapterStage(settings, torch.device("cpu"))
+    batch = stage.batch(np.random.default_rng(0))
+    torch.manual_seed(0)
+    made = stage.losses(stage.module, batch, progress)
+    made["loss"].backward()
+    return stage, {name: value.detach() for name, value in made.items()}
+
+
+@pytest.mark.parametrize("method", ["ip_faceid", "instantid"])
+def test_an_adapter_learns_and_is_saved_as_the_method_loads_it(
+    tmp_path: Path, people_folder: Path, method: str
+) -> None:
+    settings = {"rank": 2} if method == "ip_faceid" else {"projection": {"dim": 32, "depth": 1, "heads": 2}}
+    weights = fit(AdapterStage, config(tmp_path / "out", people_folder, method=method, settings=settings))
+    file = weights / "adapter.safetensors"
+    assert load_metadata(file)["method"] == method and json.loads(load_metadata(file)["reward_recognisers"]) == []
+    again = AdapterStage(config(tmp_path / "two", people_folder, method=method, adapter=file), torch.device("cpu"))
+    assert isinstance(again.module.adapter, adapter_class(method))  # type: ignore[attr-defined]
+    stored = load_weights(file)
+    assert all(torch.equal(value, stored[name]) for name, value in again.module.adapter.state_dict().items())
+    checks = [row["validation"] for row in read_log(tmp_path / "out" / "log.jsonl") if "validation" in row]
+    assert len(checks) == 2 and {"identity", "detection", "diversity", "adherence"} <= set(checks[0])
+    # What learns is the adapter alone.
+    assert (tmp_path / "out" / "checkpoint-2" / "state.pt").stat().st_size < 20 * file.stat().st_size
+
+
+@pytest.mark.parametrize("schedule", ["naive", "window", "scaled"])
+def test_a_loss_of_identity_acts_after_its_start_and_reaches_the_adapter(tmp_path, people_folder, schedule) -> None:
+    changes = {"identity_weight": 1.0, "identity_schedule": schedule, "identity_max_timestep": 900, "face_dropout": 0}
+    settings = config(tmp_path, people_folder, **changes, prompt_dropout=0, condition_dropout=0)
+    _, before = one_step(settings, 0.4)
+    stage, after = one_step(settings, 0.5)
+    assert "identity" not in before and 0 < float(after["identity"]) < 2
+    assert float(after["loss"]) == pytest.approx(float(after["denoising"] + after["identity"]), rel=1e-5)
+    assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in stage.module.parameters())
+
+
+def test_an_adapter_that_a_recogniser_trained_names_it(tmp_path: Path, people_folder: Path) -> None:
+    settings = config(tmp_path, people_folder, identity_weight=0.1, identity_start=0.0)
+    header = load_metadata(fit(AdapterStage, settings) / "adapter.safetensors")
+    assert json.loads(header["reward_recognisers"]) == ["mini"]
+
+
+def test_who_and_what_are_each_left_out_of_some_samples(tmp_path: Path, people_folder: Path) -> None:
+    shares = {"face_dropout": 0.2, "prompt_dropout": 0.3, "condition_dropout": 0.1}
+    stage = AdapterStage(config(tmp_path, people_folder, **shares, train_batch_size=2000), torch.device("cpu"))
+    batch = stage.batch(np.random.default_rng(0))
+    face = batch["vectors"].abs().sum(1) > 0
+    words = torch.tensor([bool(prompt) for prompt in batch["prompts"]])
+    assert torch.equal(face, batch["told_who"])
+    seen = [
+        float((face & ~words).float().mean()),
+        float((~face & words).float().mean()),
+        float((~face & ~words).float().mean()),
+    ]
+    assert seen == pytest.approx([0.3, 0.2, 0.1], abs=0.04)
+
+
+def test_gradients_with_and_without_checkpointing_are_the_same(tmp_path: Path, people_folder: Path) -> None:
+    fit(AdapterStage, config(tmp_path / "plain", people_folder))
+    fit(AdapterStage, config(tmp_path / "again", people_folder, gradient_checkpointing=True))
+    plain, again = (load_weights(tmp_path / name / "weights" / "adapter.safetensors") for name in ("plain", "again"))
+    assert all(torch.allclose(value, again[name], atol=1e-5) for name, value in plain.items())
+
+
+def test_a_training_by_reward_goes_on_from_it(tmp_path: Path, people_folder: Path) -> None:
+    weights = fit(AdapterStage, config(tmp_path / "plain", people_folder, max_train_steps=1))
+    rewards = {"identity": {"kind": "identity", "source": "mini"}}
+    settings = RewardTrainConfig(
+        output_dir=tmp_path / "reward", subject="ip_faceid", adapter=weights / "adapter.safetensors", data=people_folder,
+        validation=people_folder, rewards=rewards, algorithm={"name": "draft", "steps": 2}, train_batch_size=2,
+        check={"people": 2, "images": 2, "steps": 2}, mixed_precision="no", num_threads=1, report_to="none",
+        dry_run=True,
+    )  # fmt: skip
+    fit(RewardStage, settings)
+    assert not (tmp_path / "reward").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"method": "ip_faceidd"}, "no method 'ip_faceidd': did you mean 'ip_faceid'"),
+        ({"method": "pulid"}, "pulid reads more of a person than a face embedding: here ip_faceid, instantid can be"),
+        ({"method": "arc2face"}, "arc2face is a model of its own and no adapter"),
+        ({"settings": {"rnk": 3}}, "ip_faceid has no setting 'rnk': there are "),
+        ({"settings": {"projection": {"nonsense": 3}}}, "settings of ip_faceid: "),
+        ({"model": "nowhere/at-all"}, "nowhere/at-all is neither a folder nor"),
+        ({"face_dropout": 0.5, "prompt_dropout": 0.6}, "are shares of one whole"),
+        ({"conditioning": "mnii"}, "mnii"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path: Path, people_folder: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(IdgenError) as caught:
+        AdapterStage(config(tmp_path, people_folder, **changes), torch.device("cpu"))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["mini", "sd15"])
+def test_recipes_are_valid(recipe: str) -> None:
+    file = Path(idgen.configs.__file__).parent / recipe / "adapter.yaml"
+    assert parse_config(AdapterTrainConfig, ["--config", str(file)]).output_dir == Path(f"runs/{recipe}/adapter")

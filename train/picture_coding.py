@@ -1,0 +1,49 @@
+"""Autoencoders of any family, for trainings: photos to latents once, latents to pictures with gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor
+
+from idgen.data.encoded import encode_latents
+from idgen.data.faces import FaceFolder
+from idgen.errors import IdgenError
+from idgen.models.tiny_decoder import load_tiny_decoder
+from idgen.rewards.views import Decoder, vae_decoder
+
+
+def load_tiny(source: str, device: torch.device) -> Decoder:
+    """A small decoder: a folder of train/tiny_decoder.py, or an AutoencoderTiny by folder or hub id (madebyollin/taesd)."""
+    config = Path(source) / "config.json"
+    try:
+        if config.is_file() and json.loads(config.read_text()).get("architecture") == "tiny_decoder":
+            return load_tiny_decoder(Path(source)).to(device)
+        vae = AutoencoderTiny.from_pretrained(source, torch_dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IdgenError(f"cannot load the small decoder {source}: {reason}") from error
+    return vae_decoder(vae.to(device).requires_grad_(False))
+
+
+def encode_photos(data: FaceFolder, vae: Any, weights: Path, device: torch.device) -> np.ndarray:
+    """`encode_latents` by any autoencoder of diffusers."""
+    coder = vae if isinstance(vae, AutoencoderTiny) else _Mode(vae)
+    return encode_latents(data, coder, weights, device)
+
+
+class _Mode(torch.nn.Module):
+    """A variational autoencoder that encodes as AutoencoderTiny does."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae, self.config = vae, vae.config
+
+    def encode(self, images: Tensor) -> Any:
+        return SimpleNamespace(latents=self.vae.encode(images).latent_dist.mode())
