@@ -33,13 +33,13 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         return
     if CLEAR.exists():
         CLEAR.write_text("5")  # the largest size so far is forgotten
-    before = _largest()
+    before = largest_size()
     yield peak
-    peak.bytes = _largest() - before
+    peak.bytes = largest_size() - before
 
 
-def _largest() -> int:
-    """Of this process, in bytes."""
+def largest_size() -> int:
+    """Of this process so far, in bytes. (What `resource` says includes the process that started it.)"""
     if STATUS.exists():
         return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

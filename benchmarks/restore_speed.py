@@ -6,13 +6,13 @@ Random weights of ReF-LDM's published size, one photo of 512 px. Two tables:
   latents on the channels, beside them in space, or read through CacheKV;
 * a whole restoration the authors' way (references as one panorama, their passes one by one and to the end, null references
   computed and attended as if they were references, attention with its matrix of scores, nothing kept), exactly the same
-  faster, and with a stored cache. A part is timed by itself and counted as often as a restoration needs it.
+  faster, and with a stored cache. A part is timed by itself and counted as often as a restoration needs it; a step of
+  either way after one of the other, medians of a few rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,10 +27,13 @@ from diffusers import UNet2DModel, VQModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
+from benchmarks.memory import largest_size
 from benchmarks.report import Report, run, timed
 from idgen.adapters.cachekv import CacheKV, GuidedUNet, ReferenceCache, encode_references
 from idgen.adapters.cachekv.attention import self_attention_layers
 from idgen.adapters.cachekv.build import build_unet
+from idgen.adapters.cachekv.concat import Conditioning, GuidedBeside, with_channels
+from idgen.console import say
 
 COUNTS = (1, 3, 5, 8)
 SCALE = 1.5
@@ -133,57 +136,99 @@ class _KeepAndAppend:
         return (out.transpose(1, 2).reshape(hidden_states.shape) + hidden_states) / attn.rescale_output_factor
 
 
+@dataclass(frozen=True)
+class Timing:
+    """How parts are timed.
+
+    Attributes:
+        steps: of a restoration.
+        repeats: rounds of a step, after one that warms up.
+        now: seconds.
+    """
+
+    steps: int = 50
+    repeats: int = 3
+    now: Callable[[], float] = time.perf_counter
+
+    def once(self, parts: Parts, name: str, work: Callable[[], Any]) -> Any:
+        start = self.now()
+        result = work()
+        parts.once[name] = self.now() - start
+        return result
+
+    def seconds(self, work: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        start = self.now()
+        result = work()
+        return self.now() - start, result
+
+
 @torch.no_grad()
-def compare(model: Restorer, references: int, steps: int, repeats: int) -> dict[str, Any]:
+def shared_parts(model: Restorer, timing: Timing) -> dict[str, dict[str, float]]:
+    """Encoding the photo and decoding the result, the authors' way and ours: the same for any number of references."""
+    photo, _, latents = _inputs(model, 1)
+
+    def both() -> dict[str, float]:
+        parts = Parts()
+        timing.once(parts, "photo", lambda: encode_references(model.vq, photo))
+        timing.once(parts, "decoding", lambda: model.vq.decode(latents).sample)
+        return parts.once
+
+    with Published(model):
+        original = both()
+    return {"original": original, "exact": both()}
+
+
+@torch.no_grad()
+def compare(model: Restorer, references: int, timing: Timing, shared: dict[str, dict[str, float]]) -> dict[str, Any]:
     """One restoration, three ways: seconds of each, and how far apart the predictions of a step are."""
     photo, others, noisy = _inputs(model, references)
-
-    original = Parts()
-    with Published(model) as way:
-        lq = _timed(original, "photo", lambda: way.encode(photo)[:, 0])
-        latents = _timed(original, "references", lambda: way.encode(others))
-        _timed(original, "passes", lambda: way.read(latents))
-        original.step, wanted = _repeated(lambda: way.predict(noisy, lq, 500), repeats)
-        _timed(original, "decoding", lambda: model.vq.decode(noisy).sample)
-
-    exact = Parts()
-    kv = CacheKV.of(model.unet)
-    lq = _timed(exact, "photo", lambda: encode_references(model.vq, photo)[:, 0])
-    latents = _timed(exact, "references", lambda: encode_references(model.vq, others))
-    cache: ReferenceCache = _timed(exact, "passes", lambda: kv.build(latents))
-    guided = _timed(exact, "null", lambda: GuidedUNet(kv, lq, cache, SCALE))
-    exact.step, made = _repeated(lambda: guided(noisy, 500), repeats)
-    _timed(exact, "decoding", lambda: model.vq.decode(noisy).sample)
+    original, exact = Parts(dict(shared["original"])), Parts(dict(shared["exact"]))
+    way, kv = Published(model), CacheKV(model.unet)
+    with way:
+        lq = way.encode(photo)[:, 0]
+        latents = timing.once(original, "references", lambda: way.encode(others))
+        timing.once(original, "passes", lambda: way.read(latents))
+    kv.inject()
+    latents = timing.once(exact, "references", lambda: encode_references(model.vq, others))
+    cache: ReferenceCache = timing.once(exact, "passes", lambda: kv.build(latents))
+    guided = timing.once(exact, "null", lambda: GuidedUNet(kv, lq, cache, SCALE))
     kv.eject()
+    rounds = []
+    for _ in range(1 + timing.repeats):  # one way after the other: a busy minute meets both
+        with way:
+            before, wanted = timing.seconds(lambda: way.predict(noisy, lq, 500))
+        kv.inject()
+        after, made = timing.seconds(lambda: guided(noisy, 500))
+        kv.eject()
+        rounds.append((before, after))
+    original.step, exact.step = (statistics.median(times) for times in zip(*rounds[1:], strict=True))
+    stored = Parts(dict(shared["exact"]), exact.step)
+    ways = {"original": original, "exact": exact, "stored": stored}
+    return {
+        "references": references,
+        "seconds": {name: parts.total(timing.steps) for name, parts in ways.items()},
+        "relative_error": float((made - wanted).abs().max() / wanted.abs().max()),
+        "parts": {name: {**parts.once, "step": parts.step} for name, parts in ways.items()},
+    }
 
-    stored = Parts({name: exact.once[name] for name in ("photo", "decoding")}, exact.step)
-    times = {name: one.total(steps) for name, one in (("original", original), ("exact", exact), ("stored", stored))}
-    error = float((made - wanted).abs().max() / wanted.abs().max())
-    parts = {name: {**one.once, "step": one.step} for name, one in (("original", original), ("exact", exact))}
-    return {"references": references, "seconds": times, "relative_error": error, "parts": parts}
 
-
-def mechanism(name: str, make: Callable[[], Restorer], references: int, repeats: int) -> tuple[float, float]:
+@torch.no_grad()
+def mechanism(name: str, make: Callable[[], Restorer], references: int, timing: Timing) -> tuple[float, int]:
     """Seconds of a guided step, and the largest memory of a process that does nothing else (bytes)."""
-    with torch.no_grad():
-        model = make()
-        _, _, noisy = _inputs(model, references)
-        channels = noisy.shape[1]
-        unet = model.unet
-        if name == "channels":
-            config = {**unet.config, "in_channels": (2 + references) * channels}
-            unet = UNet2DModel.from_config(config).eval()
-            wide = torch.randn(2, config["in_channels"], *noisy.shape[2:])
-        elif name == "space":
-            wide = torch.randn(2, 2 * channels, noisy.shape[2], (1 + references) * noisy.shape[3])
-        if name == "CacheKV":
-            kv = CacheKV.of(unet)
-            guided = GuidedUNet(kv, noisy, kv.build(torch.randn(1, references, *noisy.shape[1:])), SCALE)
-            seconds, _ = _repeated(lambda: guided(noisy, 500), repeats)
-        else:
-            sample = torch.randn(2, 2 * channels, *noisy.shape[2:]) if name == "no references" else wide
-            seconds, _ = _repeated(lambda: unet(sample, 500).sample, repeats)
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    model = make()
+    noisy = _inputs(model, references)[2]
+    channels, unet = noisy.shape[1], model.unet
+    del model
+    if name == "CacheKV":
+        kv = CacheKV.of(unet)
+        guided = GuidedUNet(kv, noisy, kv.build(torch.randn(1, references, *noisy.shape[1:])), SCALE)
+    else:
+        way: Conditioning = "channel" if name == "channels" else "spatial"
+        unet = with_channels(unet, references) if way == "channel" else unet
+        shown = 0 if name == "no references" else references
+        guided = GuidedBeside(unet, way, noisy, torch.randn(1, shown, channels, *noisy.shape[2:]), SCALE)
+    seconds = [timing.seconds(lambda: guided(noisy, 500))[0] for _ in range(1 + timing.repeats)][1:]
+    return statistics.median(seconds), largest_size()
 
 
 def main(argv: Sequence[str] | None = None, make: Callable[[], Restorer] = published) -> None:
@@ -192,18 +237,30 @@ def main(argv: Sequence[str] | None = None, make: Callable[[], Restorer] = publi
     flags.add_argument("--references", nargs="+", type=int, default=COUNTS)
     flags.add_argument("--steps", type=int, default=50, help="of a restoration (default: 50)")
     flags.add_argument("--repeats", type=int, default=3, help="timed steps (default: 3)")
+    flags.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: processor seconds, for a machine that does other work meanwhile (and OMP_NUM_THREADS=1)",
+    )
     flags.add_argument("--json", type=Path, metavar="FILE")
     args = flags.parse_args(argv)
-    report = Report(f"Restoring one photo, {args.steps} guided steps, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    report = Report(f"Restoring one photo, {args.steps} guided steps, {threads} threads, {args.clock} clock")
     report.numbers["restorations"] = []
+    timing = Timing(args.steps, args.repeats, time.perf_counter if args.clock == "wall" else time.process_time)
     model = make()
+    with timed("the photo, and decoding"):
+        shared = shared_parts(model, timing)
     for references in args.references:
         with timed(f"{references} references"):
-            found = compare(model, references, args.steps, args.repeats)
+            found = compare(model, references, timing, shared)
         report.numbers["restorations"].append(found)
         seconds = found["seconds"]
         text = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-        report.add(f"{references} references", f"{text}; largest difference {found['relative_error']:.1e}")
+        say(f"{references} references: {text}")
+        report.add(f"{references} references", text)
+        report.add(f"{references} references: largest difference", f"{found['relative_error']:.1e}", "1e-4")
         for name, floor in (("exact", "1.4"), ("stored", "2")):
             report.add(
                 f"{references} references, {name}: faster", f"{seconds['original'] / seconds[name]:.2f} x", floor
@@ -211,8 +268,8 @@ def main(argv: Sequence[str] | None = None, make: Callable[[], Restorer] = publi
     report.numbers["mechanisms"] = {}
     for name in MECHANISMS:
         # A process of its own: memory that was once taken is not given back.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            seconds, memory = process.submit(mechanism, name, make, 5, args.repeats).result()
+        with timed(name), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            seconds, memory = process.submit(mechanism, name, make, 5, timing).result()
         report.numbers["mechanisms"][name] = {"seconds": seconds, "bytes": memory}
         report.add(
             name if name == "no references" else f"five references by {name}",
@@ -228,24 +285,6 @@ def _inputs(model: Restorer, references: int) -> tuple[Tensor, Tensor, Tensor]:
     others = torch.rand(1, references, 3, model.size, model.size, generator=random) * 2 - 1
     side = model.size // 2 ** (len(model.vq.config.block_out_channels) - 1)
     return photo, others, torch.randn(1, model.unet.config.out_channels, side, side, generator=random)
-
-
-def _timed(parts: Parts, name: str, work: Callable[[], Any]) -> Any:
-    start = time.perf_counter()
-    result = work()
-    parts.once[name] = time.perf_counter() - start
-    return result
-
-
-def _repeated(work: Callable[[], Tensor], repeats: int) -> tuple[float, Tensor]:
-    """Median seconds after one round that warms up, and the result."""
-    result = work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), result
 
 
 if __name__ == "__main__":

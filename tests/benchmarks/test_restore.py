@@ -42,8 +42,10 @@ def tiny() -> restore_speed.Restorer:
 
 def test_the_authors_way_and_ours_predict_the_same():
     model = tiny()
+    timing = restore_speed.Timing(steps=2, repeats=1)
+    shared = restore_speed.shared_parts(model, timing)
     for references in (1, 3):
-        found = restore_speed.compare(model, references, steps=2, repeats=1)
+        found = restore_speed.compare(model, references, timing, shared)
         assert found["relative_error"] < 1e-5
         assert set(found["seconds"]) == {"original", "exact", "stored"}
         assert found["seconds"]["stored"] < found["seconds"]["exact"]
@@ -64,7 +66,7 @@ def test_the_speed_tables(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [one for one in restore_speed.MECHANISMS if one != "CacheKV"])
 def test_every_mechanism_runs(name):
-    seconds, memory = restore_speed.mechanism(name, tiny, 2, 1)
+    seconds, memory = restore_speed.mechanism(name, tiny, 2, restore_speed.Timing(repeats=1))
     assert seconds > 0 and memory > 0
 
 
