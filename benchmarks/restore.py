@@ -40,6 +40,7 @@ from benchmarks.report import Report, parser, run, timed
 from idgen.adapters.cachekv import ReferenceCache
 from idgen.console import progress
 from idgen.data.degradation import PRESETS, degrade, draw_damage
+from idgen.data.real_world import degrade_photo, draw_real_world
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos
 from idgen.faces import FaceEncoder
@@ -47,6 +48,7 @@ from idgen.pipelines import ReferenceRestorePipeline
 
 REFERENCES, OTHERS = 8, 6
 COUNTS = (1, 3, 5, 8)  # ReF-LDM's table 5
+REAL_WORLD = "real_world"  # not one of ReF-LDM's presets
 WITH = 5  # references of the rows that the bars compare
 
 
@@ -93,7 +95,10 @@ def damage(images: Tensor, preset: str, seed: int) -> Tensor:
     damaged = []
     for index, image in enumerate(images):
         chance = random.Random(f"{seed}-{index}"), np.random.RandomState((seed * 100_003 + index) % 2**32)
-        damaged.append(degrade(image.numpy(), draw_damage(PRESETS[preset], size, size, generators=chance)))
+        if preset == REAL_WORLD:
+            damaged.append(degrade_photo(image.numpy(), draw_real_world(size, size, chance[1])))
+        else:
+            damaged.append(degrade(image.numpy(), draw_damage(PRESETS[preset], size, size, generators=chance)))
     return torch.from_numpy(np.stack(damaged))
 
 
@@ -195,7 +200,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, people=100)
     flags.add_argument("--split", choices=("test", "validation"), default="test")
     flags.add_argument("--model", default="mini", help="of ReferenceRestorePipeline (default: mini)")
-    flags.add_argument("--presets", nargs="+", choices=tuple(PRESETS), default=("severe", "moderate"))
+    flags.add_argument("--presets", nargs="+", choices=(*PRESETS, REAL_WORLD), default=("severe", "moderate"))
     flags.add_argument("--counts", nargs="+", type=int, choices=COUNTS, default=COUNTS, help="references")
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.5)

@@ -28,6 +28,7 @@ from idgen.data.augment import vary_references
 from idgen.data.degradation import PRESETS, draw_damage
 from idgen.data.degradation_torch import degrade_batch
 from idgen.data.ffhq_ref import ReferencePhotos, open_references
+from idgen.data.real_world import degrade_real_world, draw_real_world
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
 from idgen.losses.identity import identity_distances, timestep_weights
 from idgen.models.mini_family import build_scheduler as build_mini_scheduler
@@ -50,7 +51,9 @@ class RestoreTrainConfig(TrainConfig):
     model: Literal["mini", "refldm"] = Field("mini", description="architecture of the UNet, and its noise schedule")
     vae: Path = Field(description="folder of the autoencoder, or vqgan.ckpt")
     recogniser: Path | None = Field(None, description="folder of the recogniser of the identity loss")
-    degradation: Literal["train", "severe", "moderate"] = "train"
+    degradation: Literal["train", "severe", "moderate", "real_world"] = Field(
+        "train", description="ReF-LDM's presets, or Real-ESRGAN's second-order damage"
+    )
     references: int = Field(5, ge=0, description="at most so many of a photo; 0 trains to restore photos alone")
     min_references: int = Field(1, ge=1, description="each step draws how many, from here")
     references_start: float = Field(
@@ -189,7 +192,10 @@ class RestoreStage(Stage[RestoreTrainConfig]):
     def _damaged(self, pictures: Tensor, rng: np.random.Generator) -> Tensor:
         seed = int(rng.integers(2**32))
         generators = random.Random(seed), np.random.RandomState(seed)
-        preset, size = PRESETS[self.config.degradation], self.config.size
+        size = self.config.size
+        if self.config.degradation == "real_world":
+            return degrade_real_world(pictures, [draw_real_world(size, size, generators[1]) for _ in pictures])
+        preset = PRESETS[self.config.degradation]
         return degrade_batch(pictures, [draw_damage(preset, size, size, generators=generators) for _ in pictures])
 
     @torch.no_grad()

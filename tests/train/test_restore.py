@@ -103,6 +103,14 @@ def test_what_is_left_out_is_zero_and_a_batch_follows_from_its_number(people_fol
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_damage_may_be_that_of_real_photos(people_folder, tmp_path):
+    training = stage(people_folder, tmp_path, "--degradation", "real_world")
+    pictures = torch.zeros(2, 3, 128, 128)
+    first, again = (training._damaged(pictures, np.random.default_rng(3)) for _ in range(2))
+    assert first.shape == pictures.shape and torch.equal(first, again) and not torch.equal(first[0], first[1])
+    assert training.batch(np.random.default_rng(0))["lq"].isfinite().all()
+
+
 def test_the_authors_recipe_on_a_folder_in_their_layout(people_folder, tmp_path, monkeypatch):
     files = sorted((people_folder / "images").glob("*/*.png"))
     people = [[str(file) for file in files[start : start + 4]] for start in range(0, len(files), 4)]
