@@ -1,4 +1,4 @@
-"""Trains the whole mini family by one command: `python tools/train_mini.py configs/mini/plan_gpu.yaml --out runs/gpu`.
+"""Trains the whole mini family by one command: `python tools/train_mini.py configs/mini/plan_gpu_seeing.yaml --out runs/gpu`.
 
 A plan names jobs: data to render, and stages of train/ with the minutes that each may take. A job starts when the jobs that it
 needs have ended; those that wait on nothing run side by side. Every process is started at once and does its imports while it
@@ -94,7 +94,8 @@ def work(name: str, job: dict[str, Any], args: argparse.Namespace) -> int:
         return render(name, job["synth"], args)
     minutes = job["minutes"] * args.scale
     settings = {"output_dir": str(args.out / name), "max_minutes": minutes, "max_train_steps": 10**9}
-    settings |= {"validation_steps": 10**9, "validation_at_start": False, "checkpointing_steps": 10**9}
+    # Every validation leaves finished weights: what the deadline cuts short is not lost.
+    settings |= {"validation_steps": 250, "validation_at_start": False, "checkpointing_steps": 10**9}
     settings |= {"data": "{out}/data/train", "validation": "{out}/data/validation", **job.get("set", {})}
     if args.rehearse:
         settings |= {"max_minutes": 0.05, "train_batch_size": 8, "lr_warmup_steps": 2} | job.get("rehearse", {})
@@ -102,11 +103,7 @@ def work(name: str, job: dict[str, Any], args: argparse.Namespace) -> int:
     config = ["--config", str(args.plan.parent / f"{job['config']}.yaml")]
     sys.argv = [job["stage"], *config, *(word for flag in flags for word in ("--set", flag))]
     module = import_module(f"idgen.train.{job['stage']}")
-    import torch
-
     from idgen.train.loop import Stage, run
-
-    torch.backends.cudnn.benchmark = True
 
     (stage,) = (
         kind

@@ -108,7 +108,8 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         return {
             "pictures": as_tensor(pictures, self.device),
             "holes": torch.from_numpy(holes[:, None]).to(self.device).float(),
-            "references": torch.from_numpy(references).to(self.device),
+            # Left on the CPU: each person's are looked at there, and moved together.
+            "references": torch.from_numpy(references),
             "shown": torch.from_numpy(shown).to(self.device),
             "prompts": PersonPrompts.tokenise(self.tokenizer, texts),
         }
