@@ -21,18 +21,26 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from idgen.checkpoint import sha256
 from idgen.data.faces import FaceFolder
+from idgen.data.prepared import PhotoConfig, Preparer, PrepareReport, tell
 from idgen.errors import IdgenError
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
 from idgen.losses.identity import IdentitySchedule, schedule_weights, scheduled_identity
+from idgen.rewards.chain import Chain
 from idgen.rewards.identity import load_encoder
+from idgen.rewards.policies import guided
 from idgen.rewards.terms import RewardSum, RewardTerm
 from idgen.rewards.views import vae_decoder
+from idgen.train.adapter_samples import PhotoSamples, RenderSamples, Samples
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
-from idgen.train.picture_coding import encode_photos, load_tiny
+from idgen.train.picture_coding import encode_photos, load_tiny, picture_encoder
+from idgen.train.pictures import grid, to_pil
 from idgen.train.reward_checks import CheckConfig, Checks, photo_embeddings
 from idgen.train.subjects import FILE, AdapterSubject
+
+GRID = 4  # people in a grid of those of the training
 
 
 class AdapterTrainConfig(TrainConfig):
@@ -46,8 +54,16 @@ class AdapterTrainConfig(TrainConfig):
         "mini", description="Stable Diffusion or SDXL beside which it learns: mini, a hub id or a folder"
     )
     adapter: Path | None = Field(None, description="weights to go on from; null starts from fresh ones")
-    data: Path = Field(description="folder of `idgen synth`")
-    validation: Path = Field(description="folder of `idgen synth` with people of no training")
+    data: Path | None = Field(None, description="folder of `idgen synth`; or give `photos`")
+    photos: PhotoConfig | None = Field(
+        None, description="photos from a folder, shards or a data set, in the place of `data`"
+    )
+    own_photo: bool = Field(False, description="photos: a person's only photo may say who is on it")
+    resolution: int | None = Field(None, ge=32, description="photos: pixels per side; the model's own by default")
+    validation: Path | None = Field(
+        None,
+        description="folder of `idgen synth` with people of no training; without it grids show people of the training",
+    )
     conditioning: str = Field("mini", description="the face encoder whose embeddings the adapter reads")
     most_references: int = Field(4, ge=1, description="photos whose mean says who it is: 1 to so many")
     face_dropout: float = Field(0.05, ge=0, le=1, description="samples that are told the words alone")
@@ -85,57 +101,72 @@ class AdapterStage(Stage[AdapterTrainConfig]):
         super().__init__(config, device)
         if config.face_dropout + config.prompt_dropout + config.condition_dropout > 1:
             raise IdgenError("face_dropout, prompt_dropout and condition_dropout are shares of one whole: give less")
-        self.data, held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
+        if (config.data is None) == (config.photos is None):
+            raise IdgenError("give either data, a folder of `idgen synth`, or photos.path, where photos lie")
         encoder = load_encoder(config.conditioning, device)
         self.subject = AdapterSubject(
             config.model, config.method, config.adapter, encoder.recogniser, config.settings, device
         )
         self.module = self.subject.policy
-        pipe = self.subject.pipe
-        counts = np.bincount(self.data.people)[self.data.people]
-        self.photos = np.flatnonzero(counts >= 2)
-        if not len(self.photos):
-            raise IdgenError(f"nobody in {config.data} has two photos: one is drawn, the others say who it is")
-        embeddings = partial(photo_embeddings, device=device)
-        self.vectors = F.normalize(embeddings(self.data, config.conditioning), dim=1)
-        rates = config.identity_recogniser or config.conditioning
-        self.recogniser = load_encoder(rates, device) if config.identity_weight else None
-        self.targets = F.normalize(embeddings(self.data, rates), dim=1) if config.identity_weight else None
-        self.decode = load_tiny(config.tiny, device) if config.tiny else vae_decoder(pipe.vae)
-        self.latents = encode_photos(self.data, pipe.vae, self.subject.vae_file, device)
-        seen_by = RewardSum({"identity": RewardTerm(kind="identity", source=rates)}, device)
-        self.checks = Checks(
-            config.check, self.subject, seen_by, held_out, embeddings, (config.conditioning, rates), device
-        )
+        self.rates = config.identity_recogniser or config.conditioning
+        self.recogniser = load_encoder(self.rates, device) if config.identity_weight else None
+        self.decode = load_tiny(config.tiny, device) if config.tiny else vae_decoder(self.subject.pipe.vae)
+        self.report: PrepareReport | None = None
+        self.samples: Samples = self._renders(config.data) if config.data else self._photos(config.photos, encoder)
+        self.checks = self._checks(config.validation) if config.validation else None
         self.before = torch.empty(0)
+
+    def _renders(self, folder: Path) -> RenderSamples:
+        data, pipe = FaceFolder.open(folder), self.subject.pipe
+        vectors, targets = (
+            F.normalize(photo_embeddings(data, source, self.device), dim=1)
+            for source in (self.config.conditioning, self.rates)
+        )
+        latents = encode_photos(data, pipe.vae, self.subject.vae_file, self.device)
+        return RenderSamples(data, latents, vectors, targets if self.recogniser else None)
+
+    def _photos(self, photos: PhotoConfig | None, encoder: Any) -> PhotoSamples:
+        assert photos is not None
+        if self.rates != self.config.conditioning:
+            raise IdgenError("photos are embedded by the conditioning recogniser alone: leave identity_recogniser out")
+        pipe = self.subject.pipe
+        side = self.config.resolution or pipe.unet.config.sample_size * pipe.vae_scale_factor
+        step = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+        preparer = Preparer(
+            photos, picture_encoder(pipe.vae, self.device), sha256(self.subject.vae_file), encoder, side, step
+        )
+        ready, self.report = preparer()
+        tell(self.report)
+        self.subject.keep_prompts(photos.cache / "prompts" if photos.cache_latents else None, photos.cache_latents)
+        return PhotoSamples(ready, preparer, photos.path, self.config.own_photo)
+
+    def _checks(self, folder: Path) -> Checks:
+        seen_by = RewardSum({"identity": RewardTerm(kind="identity", source=self.rates)}, self.device)
+        sources = (self.config.conditioning, self.rates)
+        embeddings = partial(photo_embeddings, device=self.device)
+        return Checks(
+            self.config.check, self.subject, seen_by, FaceFolder.open(folder), embeddings, sources, self.device
+        )
 
     def batch(self, rng: np.random.Generator) -> Batch:
         config = self.config
-        chosen = rng.choice(self.photos, config.train_batch_size, replace=len(self.photos) < config.train_batch_size)
-        vectors, targets = [], []
-        for photo in chosen:
-            own = self.data.shots[self.data.people[photo]]
-            others = own[own != photo]
-            count = min(len(others), int(rng.integers(1, config.most_references + 1)))
-            vectors.append(F.normalize(self.vectors[rng.choice(others, count, replace=False)].mean(0), dim=0))
-            if self.targets is not None:
-                targets.append(self.targets[others].mean(0))
+        drawn = self.samples.draw(rng, config.train_batch_size, config.most_references)
         # One draw decides what a sample is not told.
-        place = rng.random(len(chosen))
+        place = rng.random(config.train_batch_size)
         nothing = place < config.condition_dropout
         no_face = nothing | (place >= 1 - config.face_dropout)
         no_words = nothing | (
             (place >= config.condition_dropout) & (place < config.condition_dropout + config.prompt_dropout)
         )
-        captions = self.data.captions
+        vectors = drawn.vectors.to(self.device) * torch.from_numpy(~no_face).to(self.device)[:, None]
         return {
-            "ids": [self.data.name(int(photo)) for photo in chosen],
-            "latents": torch.from_numpy(self.latents[chosen]).to(self.device).float(),
-            "vectors": torch.stack(vectors) * torch.from_numpy(~no_face).to(self.device)[:, None],
-            "prompts": ["" if left else captions[photo] for photo, left in zip(chosen, no_words, strict=True)],
-            "told_who": torch.from_numpy(~no_face).to(self.device),
-            "targets": torch.stack(targets) if targets else None,
-            "landmarks": torch.from_numpy(self.data.landmarks[chosen]).to(self.device),
+            "ids": drawn.ids,
+            "latents": drawn.latents.to(self.device),
+            "vectors": vectors,
+            "prompts": ["" if left else text for text, left in zip(drawn.captions, no_words, strict=True)],
+            "told_who": vectors.abs().sum(1) > 0,
+            "targets": None if drawn.targets is None else drawn.targets.to(self.device),
+            "landmarks": drawn.landmarks.to(self.device),
         }
 
     def losses(self, model: Callable[..., Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -168,13 +199,29 @@ class AdapterStage(Stage[AdapterTrainConfig]):
     def models(self) -> list[torch.nn.Module]:
         return [self.subject.policy.unet]
 
+    def about(self) -> dict[str, Any]:
+        return {} if self.report is None else self.report.as_dict()
+
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
+        if self.checks is None:
+            return {}, self._grid()
         if not len(self.before):
             _, self.before = self.checks(base=True)
         figures, made = self.checks()
         figures.pop("reward", None)  # there is one figure of identity, and it bears that name
         return figures, self.checks.picture(made, self.before)
+
+    def _grid(self) -> Image.Image:
+        """Pictures of a few people of the training, under photos of them as the autoencoder keeps them."""
+        shown, check = self.samples.draw(np.random.default_rng(0), GRID, self.config.most_references), self.config.check
+        condition = self.subject.condition(shown.vectors.to(self.device), shown.captions)
+        denoise = guided(self.subject.policy, condition, self.subject.nobody(GRID), check.guidance_scale)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(shown.latents.shape, generator=generator).to(self.device)
+        made = Chain(self.subject.pipe.scheduler, check.steps).sample(denoise, noise)
+        decode = vae_decoder(self.subject.pipe.vae)
+        return grid(to_pil(torch.cat([decode(shown.latents.to(self.device)), decode(made)])), GRID)
 
     def save(self, folder: Path) -> None:
         self.module.save(folder / FILE, [] if self.recogniser is None else [self.recogniser.recogniser])

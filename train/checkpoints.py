@@ -25,7 +25,7 @@ from idgen.checkpoint import load_training_state, save_training_state, sha256
 from idgen.console import say
 from idgen.errors import IdgenError
 from idgen.files import atomic_write, flush
-from idgen.train.averages import Average
+from idgen.train.average_weights import Average
 from idgen.train.config import TrainConfig
 
 NAME = re.compile(r"checkpoint-(\d+)")

@@ -10,7 +10,7 @@ from typing import Any
 
 from idgen.files import atomic_write
 from idgen.train.config import TrainConfig, dump
-from idgen.train.curves import draw_curves
+from idgen.train.curve_picture import draw_curves
 from idgen.train.train_log import LOG, read_log
 from idgen.version import __version__
 

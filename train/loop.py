@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from idgen.console import say
 from idgen.errors import IdgenError
 from idgen.files import atomic_write, check_output
-from idgen.train.averages import Average
+from idgen.train.average_weights import Average
 from idgen.train.checkpoints import SHARDED, Checkpoints, Place
 from idgen.train.config import TrainConfig, dump, parse_config
 from idgen.train.final_report import write_report
-from idgen.train.sharding import prepare_deepspeed, refuse_sharding, whole
+from idgen.train.sharded_weights import prepare_deepspeed, refuse_sharding, whole
 from idgen.train.train_log import TrainLog, trackers
 
 Config = TypeVar("Config", bound=TrainConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from idgen.data.faces import FaceFolder
 from idgen.errors import IdgenError
 from idgen.models.tiny_decoder import load_tiny_decoder
 from idgen.rewards.views import Decoder, vae_decoder
+from idgen.train.pictures import to_float
 
 
 def load_tiny(source: str, device: torch.device) -> Decoder:
@@ -36,6 +38,18 @@ def encode_photos(data: FaceFolder, vae: Any, weights: Path, device: torch.devic
     """`encode_latents` by any autoencoder of diffusers."""
     coder = vae if isinstance(vae, AutoencoderTiny) else _Mode(vae)
     return encode_latents(data, coder, weights, device)
+
+
+def picture_encoder(vae: Any, device: torch.device) -> Callable[[np.ndarray], Tensor]:
+    """uint8 (n, h, w, 3) -> scaled latents (n, channels, h / f, w / f) float32 on the CPU, by any autoencoder of diffusers."""
+    coder = vae if isinstance(vae, AutoencoderTiny) else _Mode(vae)
+
+    @torch.no_grad()
+    def encode(images: np.ndarray) -> Tensor:
+        latents = coder.encode(to_float(images, device)).latents - (vae.config.get("shift_factor") or 0)
+        return (latents * vae.config.scaling_factor).float().cpu()
+
+    return encode
 
 
 class _Mode(torch.nn.Module):

@@ -36,7 +36,7 @@ def prior_pictures(
     pipe: Any, conditions: Conditions, folder: Path, *, steps: int, guidance: float, size: int, seed: int
 ) -> np.ndarray:
     """(images, size, size, 3) uint8 that the base draws, or drew before, into a folder of their own in `folder`."""
-    wanted = {"steps": steps, "guidance": guidance, "size": size, "seed": seed, "base": _fingerprint(pipe)}
+    wanted = {"steps": steps, "guidance": guidance, "size": size, "seed": seed, "base": fingerprint(pipe)}
     described = conditions.numpy().tobytes() if isinstance(conditions, Tensor) else json.dumps(conditions).encode()
     key = hashlib.sha256(described + json.dumps(wanted).encode()).hexdigest()[:16]
     files = [folder / key / f"{index:04d}.png" for index in range(len(conditions))]
@@ -62,10 +62,10 @@ def prior_pictures(
     return np.stack([load_array(file) for file in files])
 
 
-def _fingerprint(pipe: Any) -> str:
-    """Of the base's weights: a sample of every tensor, which another base or another training of it does not share."""
+def fingerprint(pipe: Any, parts: tuple[str, ...] = ("unet", "text_encoder", "text_encoder_2", "vae")) -> str:
+    """Of a pipeline's weights: a sample of every tensor, which another base or another training of it does not share."""
     digest = hashlib.sha256()
-    for name in ("unet", "text_encoder", "text_encoder_2", "vae"):
+    for name in parts:
         module = getattr(pipe, name, None)
         if module is None:
             continue

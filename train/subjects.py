@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from idgen.finetune import FinetuneConfig
 from idgen.hub import fetch_folder
 from idgen.pipelines import Arc2FacePipeline
 from idgen.rewards.policies import AdapterPolicy, Condition, FinetunePolicy, Policy
+from idgen.train.prompt_cache import PromptCache, encode_prompts
 from idgen.weights import mini_root
 
 FILE = "adapter.safetensors"  # what every subject's weights are saved as
@@ -98,12 +100,13 @@ class TextSubject(Subject):
         self.pipe, self.vae_file = _text_pipeline(model, device)
         _attend_plainly(self.pipe.unet, device)
         self.policy = FinetunePolicy(self.pipe.unet, finetune)
+        self.prompts = PromptCache(self.pipe)
 
     def condition(self, vectors: Tensor, prompts: list[str]) -> Condition:
-        return encode_prompts(self.pipe, prompts)
+        return self.prompts(prompts)
 
     def nobody(self, count: int) -> Condition:
-        return encode_prompts(self.pipe, [""] * count)
+        return self.prompts([""] * count)
 
 
 class AdapterSubject(Subject):
@@ -149,11 +152,16 @@ class AdapterSubject(Subject):
                 made = kind.for_unet(unet, _fresh(method, unet, recogniser, settings)).to(device)
             except TypeError as error:
                 raise IdgenError(f"settings of {method}: {error}") from None
+        self.prompts: Callable[[list[str]], Condition] = PromptCache(self.pipe)
         self.dim = made.config.projection.get("embedding_dim", 512)
         self.policy = AdapterPolicy(unet, made)
 
+    def keep_prompts(self, folder: Path | None, keep: bool = True) -> None:
+        """Where prompts that were read are kept; `keep` False reads them every time."""
+        self.prompts = PromptCache(self.pipe, folder) if keep else partial(encode_prompts, self.pipe)
+
     def condition(self, vectors: Tensor, prompts: list[str]) -> Condition:
-        encoded = encode_prompts(self.pipe, prompts)
+        encoded = self.prompts(prompts)
         return Condition(encoded.context, vectors, encoded.pooled, encoded.sizes)
 
     def nobody(self, count: int) -> Condition:
@@ -168,20 +176,6 @@ def _fresh(method: str, unet: Any, recogniser: str, settings: Mapping[str, Any])
             raise IdgenError(f"{method} has no setting {name!r}: there are {', '.join(sorted(known))}")
     sizes = FRESH[method](unet.config.cross_attention_dim) | dict(settings.get("projection", {}))
     return config(recogniser, **{**settings, "projection": sizes})
-
-
-@torch.no_grad()
-def encode_prompts(pipe: Any, prompts: list[str]) -> Condition:
-    """Prompts as Stable Diffusion or SDXL reads them."""
-    encoded = pipe.encode_prompt(
-        prompt=prompts, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    if len(encoded) == 2:
-        return Condition(encoded[0])
-    context, _, pooled, _ = encoded
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=context.dtype, device=context.device)
-    return Condition(context, None, pooled, sizes.repeat(len(prompts), 1))
 
 
 def _text_pipeline(model: str, device: torch.device) -> tuple[Any, Path]:

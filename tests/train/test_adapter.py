@@ -145,3 +145,81 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, people_folder: Path, chan
 def test_recipes_are_valid(recipe: str) -> None:
     file = Path(idgen.configs.__file__).parent / recipe / "adapter.yaml"
     assert parse_config(AdapterTrainConfig, ["--config", str(file)]).output_dir == Path(f"runs/{recipe}/adapter")
+
+
+def on_photos(out: Path, people: Path, **changes: Any) -> AdapterTrainConfig:
+    photos = {"path": str(people), "cache": out.parent / "cache"} | changes.pop("photos", {})
+    return config(out, people, data=None, photos=photos, **changes)
+
+
+def test_photos_of_a_folder_are_trained_on_and_what_is_left_out_is_in_the_report(tmp_path, people_folder) -> None:
+    data = tmp_path / "photos"
+    for number, row in enumerate(
+        json.loads(line) for line in (people_folder / "metadata.jsonl").read_text().splitlines()
+    ):
+        file = data / f"person {row['person']}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes((people_folder / row["file_name"]).read_bytes())
+        file.with_suffix(".txt").write_text(row["caption"])
+    (data / "person 950000" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
+    settings = on_photos(tmp_path / "out", data, validation=None, identity_weight=0.1, identity_start=0.0)
+    fit(AdapterStage, settings)
+    figures = json.loads((tmp_path / "out" / "report" / "figures.json").read_text())
+    assert figures["data"]["photos"] == 24 and figures["data"]["people"] == 6
+    assert list(figures["data"]["unreadable"]) == ["person 950000/broken.png"]
+    assert "broken.png" in (tmp_path / "out" / "report" / "README.md").read_text()
+    assert (tmp_path / "out" / "grids" / "000000.png").exists()
+    # The second training finds latents, embeddings and prompts, and sees the very same samples.
+    again = settings.model_copy(update={"output_dir": tmp_path / "again"})
+    assert fit(AdapterStage, again) and list((tmp_path / "cache" / "prompts").rglob("*.safetensors"))
+    one, other = (
+        load_weights(run / "weights" / "adapter.safetensors") for run in (tmp_path / "out", tmp_path / "again")
+    )
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert json.loads((tmp_path / "again" / "report" / "figures.json").read_text())["data"]["from_cache"] == 24
+
+
+def test_what_is_cached_is_what_is_computed_without_a_cache(tmp_path: Path, people_folder: Path) -> None:
+    batches = []
+    for cached in (True, False):
+        photos = {"cache_latents": cached, "caption": "a face"}
+        stage = AdapterStage(on_photos(tmp_path / "out", people_folder, photos=photos), torch.device("cpu"))
+        batch = stage.batch(np.random.default_rng(1))
+        condition = stage.subject.condition(batch["vectors"], batch["prompts"])
+        batches.append((batch["ids"], batch["latents"], batch["vectors"], condition.context))
+    assert batches[0][0] == batches[1][0]
+    for cached, fresh in zip(batches[0][1:], batches[1][1:], strict=True):
+        assert torch.allclose(cached, fresh, atol=5e-3)
+
+
+def test_buckets_give_batches_of_one_shape(tmp_path: Path, people_folder: Path) -> None:
+    from PIL import Image
+
+    data = tmp_path / "photos"
+    for number, (width, height) in enumerate([(128, 128), (128, 128), (128, 72), (128, 72), (72, 128)]):
+        file = data / "anna" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, height), (90 + number, 80, 70)).save(file)
+    photos = {"aspect_ratio_buckets": True, "caption": "a face", "crops": 2}
+    settings = on_photos(tmp_path / "out", data, photos=photos, resolution=128, validation=None)
+    stage = AdapterStage(settings, torch.device("cpu"))
+    shapes = {tuple(stage.batch(np.random.default_rng(seed))["latents"].shape[2:]) for seed in range(20)}
+    assert len(shapes) == 3 and all(len(shape) == 2 for shape in shapes)
+
+
+def test_photos_of_one_a_person_are_one_line_or_tell_of_themselves(tmp_path: Path, people_folder: Path) -> None:
+    data = tmp_path / "photos"
+    data.mkdir()
+    for number, file in enumerate(sorted(people_folder.rglob("*.png"))[:3]):
+        (data / f"{number}.png").write_bytes(file.read_bytes())
+    photos = {"caption": "a face"}
+    with pytest.raises(IdgenError, match=r"nobody in .* has two photos with a face: .* own_photo true") as caught:
+        AdapterStage(on_photos(tmp_path / "out", data, photos=photos, validation=None), torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+    fit(AdapterStage, on_photos(tmp_path / "out", data, photos=photos, own_photo=True, validation=None))
+
+
+def test_either_renders_or_photos_are_to_be_given(tmp_path: Path, people_folder: Path) -> None:
+    for changes in ({"data": None}, {"photos": {"path": str(people_folder)}}):
+        with pytest.raises(IdgenError, match=r"give either data, .* or photos\.path"):
+            AdapterStage(config(tmp_path, people_folder, **changes), torch.device("cpu"))
