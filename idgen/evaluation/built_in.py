@@ -20,6 +20,12 @@ from idgen.evaluation.rendered import take_photos, training_photos
 LOOKALIKE_SHOTS = 4
 
 
+def names(protocol: Protocol) -> list[str]:
+    """Of the people, who need not be rendered for that."""
+    rendered = _rendered(protocol)
+    return [f"person_{number}" for number in range(rendered.first, rendered.first + rendered.count)]
+
+
 def render_people(
     protocol: Protocol, *, cache: Path | None, workers: int | None = None, training_data: Path | None = None
 ) -> Material:
@@ -34,16 +40,16 @@ def render_people(
     kept: dict[str, Any] = {"cache": cache, "workers": workers}
     say(f"{rendered.count} rendered people from number {rendered.first} on")
     own = take_photos(people, range(protocol.references + rendered.others), size=rendered.size, **kept).images
-    names = [f"person_{number}" for number in people]
+    called = names(protocol)
     material = Material(
-        names,
-        _photos(own[:, : protocol.references], names, 0),
-        _photos(own[:, protocol.references :], names, protocol.references),
+        called,
+        _photos(own[:, : protocol.references], called, 0),
+        _photos(own[:, protocol.references :], called, protocol.references),
     )
     shots = range(protocol.references, protocol.references + min(LOOKALIKE_SHOTS, rendered.others))
     for rival in range(rendered.lookalikes):
         faces = take_photos(people, shots, variant=rival, size=rendered.size, **kept).images
-        material.lookalikes += _photos(faces, names, protocol.references, rival)
+        material.lookalikes += _photos(faces, called, protocol.references, rival)
     if rendered.training:
         crowd = training_photos(rendered.training, training_data, **kept)
         material.training += _photos(crowd, [f"training_{number}" for number in range(len(crowd))], 0)
@@ -86,11 +92,11 @@ def render_captions(
     ]
 
 
-def _photos(images: Tensor, names: list[str], first_shot: int, rival: int = 0) -> list[Photo]:
+def _photos(images: Tensor, people: list[str], first_shot: int, rival: int = 0) -> list[Photo]:
     """(people, shots, height, width, 3) -> photos in memory."""
     arrays: np.ndarray = images.numpy()
     return [
-        Photo(arrays[person, shot], f"{names[person]}/{first_shot + shot}", person, rival=rival)
+        Photo(arrays[person, shot], f"{people[person]}/{first_shot + shot}", person, rival=rival)
         for person in range(arrays.shape[0])
         for shot in range(arrays.shape[1])
     ]

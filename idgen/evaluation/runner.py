@@ -171,31 +171,33 @@ def _prepare(
     rendered = protocol.layout == "rendered"
     if not rendered and request.references is None:
         raise IdgenError(f"protocol {protocol.name!r} needs photos of people: --references DIR")
-    renders: dict[str, Any] = {"cache": request.kept / "photos" if request.cache is None else request.cache}
-    renders["workers"] = request.workers
     if rendered:
-        with processes.main_first():
-            material = built_in.render_people(protocol, training_data=request.training_data, **renders)
+        material = Material(built_in.names(protocol), [], [])  # their pictures follow once nothing else can be refused
     else:
         assert request.references is not None
         material = read_references(request.references, protocol)
-    if request.training is not None:
-        material.training = read_crowd(request.training)
-    if request.lookalikes is not None:
-        material.lookalikes = read_lookalikes(request.lookalikes, material.people)
-    pipeline = is_pipeline(request.source)
-    source = None
-    if pipeline:
+    crowd = read_crowd(request.training) if request.training is not None else None
+    alike = read_lookalikes(request.lookalikes, material.people) if request.lookalikes is not None else None
+    source, generated = None, []
+    if is_pipeline(request.source):
         dtype = resolve_dtype(request.dtype, device)
         source = load_source(request.source, protocol, device, dtype, request.base)
     else:
-        material.generated = read_generated(Path(request.source).expanduser(), material)
-        check_one_size(material.generated)
+        generated = read_generated(Path(request.source).expanduser(), material)
+        check_one_size(generated)
     made_with = request.made_with or (source.recogniser if source else None)
     rewards = [*request.rewarded_by, *(source.rewards if source else ())]
     who = choose_judge(
         request.judge or protocol.judge, made_with, rewards, device=str(device), allow_same=request.same_judge
     )
+    renders: dict[str, Any] = {"cache": request.kept / "photos" if request.cache is None else request.cache}
+    renders["workers"] = request.workers
+    if rendered:
+        with processes.main_first():
+            material = built_in.render_people(protocol, training_data=request.training_data, **renders)
+    material.generated = generated
+    material.training = material.training if crowd is None else crowd
+    material.lookalikes = material.lookalikes if alike is None else alike
     if len(material.people) < FEW:
         doubt = (
             f"{len(material.people)} people only: intervals over so few are too narrow, and rates among them too good"

@@ -162,3 +162,20 @@ def test_a_protocol_that_needs_photos(refused: Refused, made: Path, tmp_path: Pa
 def test_data_sets_that_are_not_there(says: Any, people: Path) -> None:
     assert "as its authors publish it" in says("--protocol", "refldm_severe")
     assert "as its authors publish it" in says("--protocol", "pva")
+
+
+def test_nobody_is_rendered_for_an_evaluation_that_is_refused(
+    refused: Refused, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rendering a protocol's people takes minutes: a mistake is told before."""
+
+    def take_photos(*given: Any, **options: Any) -> None:
+        raise AssertionError("somebody was rendered")
+
+    monkeypatch.setattr("idgen.evaluation.built_in.take_photos", take_photos)
+    out = ["--out", tmp_path / "out", "--device", "cpu"]
+    assert "is of nobody among the references" in refused("evaluate", made, *out)
+    one = toys.write_people(tmp_path / "one", 1)
+    (one / "toy00").rename(one / "person_300000")
+    assert "no picture of 99 of the 100 people" in refused("evaluate", one, *out)
+    assert "no face encoder 'nobody'" in refused("evaluate", "mini", "--judge", "nobody", *out)
