@@ -14,8 +14,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: getattr(args, name) for name in ("split", "people", "images", "steps", "guidance", "minutes")
     }
     for subject in args.subjects:
-        asked = _captions(people, args.images) if subject == "ip_faceid" else None
+        asked = captions_of(people, args.images) if subject == "ip_faceid" else None
         figures: dict[str, list[dict[str, float]]] = {START: [], **{arm: [] for arm in args.arms}}
         for seed in args.seeds:
             files = {arm: _train(args, subject, arm, seed) for arm in args.arms}
@@ -158,7 +159,7 @@ def add_rows(report: Report, subject: str, figures: Mapping[str, Sequence[Mappin
 def spread(values: Sequence[float], sign: str = "") -> str:
     """The mean over seeds, and their standard deviation where there are several."""
     middle = f"{mean(values):{sign}.3f}"
-    return middle if len(values) < 2 else f"{middle} ± {stdev(values):.3f}"
+    return middle if len(values) < 2 else f"{middle} ± {np.std(values, ddof=1):.3f}"
 
 
 def _train(args: argparse.Namespace, subject: str, arm: str, seed: int) -> Path:
@@ -176,7 +177,7 @@ def _settings(args: argparse.Namespace, subject: str, arm: str, seed: int) -> Re
     return parse_config(RewardTrainConfig, ["--config", str(CONFIGS / RECIPES[subject]), *ARMS[arm], *changes, *own])
 
 
-def _captions(people: range, images: int) -> list[Asked]:
+def captions_of(people: range, images: int) -> list[Asked]:
     """What each picture is asked to show: the captions of shots that nobody is compared with."""
     shots = range(1 + OTHERS, 1 + OTHERS + images)
     made = []

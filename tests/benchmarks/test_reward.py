@@ -71,7 +71,7 @@ def test_pictures_of_a_subject_are_drawn_and_measured(tmp_path, monkeypatch) -> 
 
 
 def test_captions_are_of_shots_that_nobody_is_compared_with() -> None:
-    asked = reward._captions(range(300_000, 300_002), images=2)
+    asked = reward.captions_of(range(300_000, 300_002), images=2)
     assert len(asked) == 4 and all(one.text for one in asked)
 
 
