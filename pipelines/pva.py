@@ -27,7 +27,7 @@ from idgen.adapters.embeddings import People, RawEmbeddings
 from idgen.adapters.pva import PVAAdapter
 from idgen.adapters.pva.person import PersonWeights, apply_person, remove_person
 from idgen.adapters.pva.prompt import NEGATIVE, PLACEHOLDER, PROMPT, PersonPrompts, encode_prompts
-from idgen.adapters.pva.rows import expanded, for_rows, people_of, pictures_of
+from idgen.adapters.pva.rows import check_settings, expanded, for_rows, people_of, pictures_of
 from idgen.adapters.pva.sources import ADAPTER, RECOGNISER, SAVED, load_adapter, load_parts, load_recogniser, locate
 from idgen.adapters.pva.transform import face_crop
 from idgen.checkpoint import save_weights
@@ -294,6 +294,7 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
             IdgenError: no adapter, an identity that these weights do not understand, a mask that covers nothing, everything or
                 another size than the picture's, or numbers of people, prompts and pictures that do not go together.
         """
+        check_settings(self.scheduler, num_inference_steps if timesteps is sigmas is None else None, guidance_scale)
         people = people_of(identity)
         if prompt is None:
             prompt = PROMPT.replace(PLACEHOLDER, self.config.placeholder) if people else NEGATIVE

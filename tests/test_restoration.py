@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from idgen import restoration
 from idgen.adapters.cachekv.cache import CachedLayer, ReferenceCache
 from idgen.errors import IdgenError
 from idgen.faces.detection import Face
@@ -135,7 +136,7 @@ def test_a_face_unlike_the_references_is_doubted():
     assert [one.person for one in two.faces] == [0] and "2 people for 1" in two.notes[0]
 
 
-def test_a_face_that_is_sharp_already_is_doubted():
+def test_a_face_that_is_sharp_already_is_doubted(monkeypatch):
     random = np.random.default_rng(0)
     crops = torch.from_numpy(random.integers(180, 200, (1, 112, 112, 3), np.uint8))
     red = person(RED)
@@ -146,6 +147,9 @@ def test_a_face_that_is_sharp_already_is_doubted():
     sharp[40:100, 20:80] = random.integers(0, 2, (60, 60, 1)) * np.array(RED)
     done = restore_photo(Pipe(), encoder, Image.fromarray(sharp), [red])
     assert "as sharp as its references" in done.notes[0]
+    monkeypatch.setattr(restoration, "SAME_PERSON", 1.1)  # what is sharp shows who it is better than what is not
+    assert not restore_photo(Pipe(), encoder, photo, [red]).notes
+    assert "not like its references" in restore_photo(Pipe(), encoder, Image.fromarray(sharp), [red]).notes[0]
 
 
 def test_a_grey_photo_stays_grey():
@@ -177,7 +181,9 @@ def test_references_of_different_people_are_told_with_their_cosines():
     assert disagreement(person(RED).identity) is None and disagreement(person(RED, 1).identity) is None
     mixed = Identity.concat([person(RED).identity, person(BLUE, 1).identity])
     line = disagreement(mixed)
-    assert "number 3 stands out" in line and "1.00 1.00" in line and "\n" not in line
+    assert "(number 3 of 3 stands out; cosines 1.00 1.00" in line and "\n" not in line
+    strangers = Identity.concat([person(colour, 1).identity for colour in (RED, BLUE)])
+    assert "different people (cosines 1.00" in str(disagreement(strangers)), "neither of two stands out"
 
 
 def test_people_whom_no_recogniser_saw_are_given_the_largest_face():

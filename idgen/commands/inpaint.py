@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.region is not None and args.region not in REGIONS:
         raise IdgenError(f"unknown region {args.region!r}: use one of {', '.join(REGIONS)}")
+    if args.text_control and not args.guidance > 1:
+        raise IdgenError("--text-control is a kind of guidance: add --guidance 6, or leave it out")
     for path in (args.output, args.compare):
         if path is not None and path.suffix.lower() != ".png":
             raise IdgenError(f"{path}: generated pictures are written as PNG: let the name end in .png")

@@ -94,4 +94,6 @@ def with_channels(unet: UNet2DModel, references: int) -> UNet2DModel:
     state["conv_in.weight"] = F.pad(weight, (0, 0, 0, 0, 0, channels - weight.shape[1]))
     widened = UNet2DModel.from_config(config | {"in_channels": channels})
     widened.load_state_dict(state)
-    return widened.to(unet.dtype).train(unet.training)
+    if widened.dtype != unet.dtype:
+        widened.to(unet.dtype)
+    return widened.train(unet.training)

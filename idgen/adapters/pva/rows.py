@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,3 +47,18 @@ def pictures_of(portraits: Any) -> list[Tensor]:
         raise IdgenError("no portrait given: name at least one picture of the person")
     arrays = [torch.from_numpy(load_array(portrait)) for portrait in given]
     return [array.permute(2, 0, 1)[None].float() / 255 for array in arrays]
+
+
+def check_settings(scheduler: Any, steps: int | None, guidance_scale: float) -> None:
+    """What can be said of a call before anything is computed.
+
+    Args:
+        steps: None where the caller names the timesteps.
+    Raises:
+        IdgenError: a number of steps that the scheduler can not take, or a guidance that is no number.
+    """
+    most = scheduler.config.num_train_timesteps
+    if steps is not None and (not isinstance(steps, int) or not 1 <= steps <= most):
+        raise IdgenError(f"num_inference_steps is {steps!r}, expected 1 to {most}")
+    if not math.isfinite(guidance_scale):
+        raise IdgenError(f"guidance_scale is {guidance_scale}, expected a finite number")
