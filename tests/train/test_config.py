@@ -12,7 +12,7 @@ from idgen.errors import IdgenError
 from idgen.train.arc2face import Arc2FaceTrainConfig
 from idgen.train.autoencoder import AutoencoderConfig
 from idgen.train.base import BaseConfig
-from idgen.train.config import parse_config
+from idgen.train.config import dump, parse_config
 from idgen.train.detector import DetectorConfig
 from idgen.train.inpaint import InpaintTrainConfig
 from idgen.train.recogniser import RecogniserConfig
@@ -49,6 +49,19 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
 def test_an_unknown_setting_names_the_nearest() -> None:
     with pytest.raises(IdgenError, match=r"'learning_rat'.*'learning_rate'"):
         parse_config(DetectorConfig, ["--output_dir", "o", "--data", "d", "--validation", "v", "--learning_rat", "1"])
+
+
+def test_no_means_no_precision_in_yaml_and_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("output_dir: o\ndata: d\nvalidation: v\nmixed_precision: no\n")
+    assert parse_config(DetectorConfig, ["--config", str(file)]).mixed_precision == "no"
+    assert parse_config(DetectorConfig, ["--config", str(file), "--mixed_precision", "bf16"]).mixed_precision == "bf16"
+
+
+def test_the_config_that_a_training_wrote_gives_the_same_settings_again(tmp_path: Path) -> None:
+    first = parse_config(RecogniserConfig, ["--config", str(RECIPES / "recogniser.yaml"), "--mixed_precision", "no"])
+    (tmp_path / "config.yaml").write_text(dump(first))
+    assert parse_config(RecogniserConfig, ["--config", str(tmp_path / "config.yaml")]) == first
 
 
 @pytest.mark.parametrize(
