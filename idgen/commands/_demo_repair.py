@@ -90,8 +90,16 @@ def inpainting(given: Given) -> Repaired:
 
 
 PARTS: dict[str, tuple[str, Callable[[Given], Repaired], str]] = {
-    "restore": ("restoration", restoration, f"restored: {PRESET}ly damaged, from it alone, with the references"),
-    "inpaint": ("inpainting", inpainting, "filled: the face painted over, with nobody's, with the person's"),
+    "restore": (
+        "restoration",
+        restoration,
+        f"restored: {PRESET}ly damaged, from it alone, with the references, the original",
+    ),
+    "inpaint": (
+        "inpainting",
+        inpainting,
+        "filled: the face painted over, with nobody's, with the person's, the original",
+    ),
 }
 
 

@@ -120,11 +120,11 @@ def _repair(
         if not (mini_root() / folder).is_dir():
             continue
         done = make(given)
-        images = [done.before, done.without, done.after]
+        images = [done.before, done.without, done.after, given.photo]
         cosines = [float(value) for value in (_judge_at(judge, images, given.landmarks) @ unseen.T).mean(1)]
         scores = [float(statistics.score(value)) for value in cosines]
         paths = {key: out / f"{name}_{key}.png" for key in ("before", "without_references", "with_references")}
-        for path, image in zip(paths.values(), images, strict=True):
+        for path, image in zip(paths.values(), images, strict=False):  # the original is the example's own
             save_png(path, image)
         report = {
             "id_similarity": cosines[2],
