@@ -110,6 +110,28 @@ def test_an_aligned_photo_needs_no_detector(tmp_path, capfd, monkeypatch):
     assert "no face found" in capfd.readouterr().err
 
 
+def test_all_faces_are_restored_each_from_the_references_of_one_person(bad, tmp_path, capfd, monkeypatch):
+    def two(self: Any, images: Any, threshold: float = 0.5) -> Any:
+        found = face_in_the_middle(self, images)
+        return [
+            type(one)(
+                *(
+                    torch.cat([x, x - 20] if x is not one.scores else [x, x])
+                    for x in (one.boxes, one.landmarks, one.scores)
+                )
+            )
+            if image.shape[1] == 280
+            else one
+            for one, image in zip(found, images, strict=True)
+        ]
+
+    monkeypatch.setattr(MiniDetector, "detect", two)
+    words = [bad, "--ref", REFERENCES[0], "--ref", REFERENCES[1], "-o", tmp_path / "good.png"]
+    report = restore(capfd, *words, "--face", "all", "--compare", tmp_path / "compare.png")
+    assert sorted(face["person"] for face in report["faces"]) == [0, 1]
+    assert len(restore(capfd, *words, "--face", "largest")["faces"]) == 1
+
+
 def test_references_of_different_people_are_warned_of_and_refused(bad, tmp_path, capfd, refused: Refused, monkeypatch):
     def two_people(self: Any, photos: Any, select: str = "largest") -> Identity:
         points = torch.tensor([[30.0, 40], [70, 40], [50, 60], [35, 80], [65, 80]]).expand(len(photos), 5, 2)
