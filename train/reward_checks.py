@@ -109,6 +109,8 @@ class Checks:
             return torch.stack([unit[own[1:]].mean(0) for own in shots]).repeat_interleave(config.images, 0)
 
         self.references, self.held_out_references = others(scored_by), others(config.held_out)
+        # What the held-out recogniser gives two photos of one person, and of two.
+        self.alike = None if config.held_out is None else _alike(embeddings(held_out, config.held_out), held_out.people)
         first = F.normalize(embeddings(held_out, conditioning), dim=1)[[own[0] for own in shots]]
         self.vectors = first.repeat_interleave(config.images, 0)
         if person is not None:
@@ -156,6 +158,9 @@ class Checks:
                 made, wanted = embed_view(self.held_out, view), self.held_out_references[view.seen]
                 cosines[view.seen.cpu()] = F.cosine_similarity(made, wanted.to(made)).cpu()
             figures[HELD_OUT] = float(cosines.mean())  # a picture without a face is like nobody
+            if self.alike is not None:
+                same, different = self.alike
+                figures[f"{HELD_OUT}_id_score"] = (figures[HELD_OUT] - different) / max(1e-6, same - different)
         if self.adherence is not None:
             figures["adherence"] = self.adherence(view.pictures, pixels)
         return figures
@@ -171,6 +176,25 @@ class Checks:
         asked = [read_caption(row["caption"], row["attributes"], row["person"], row["shot"]).asked for row in self.rows]
 
         return lambda _, pixels: share_obeyed(probe.read(pixels), asked)
+
+
+def _alike(embeddings: Tensor, people: np.ndarray) -> tuple[float, float]:
+    """Mean cosine of a photo to the mean of the person's others, and of another person's: the ends of id_score, for means.
+
+    Args:
+        embeddings: (photos, dim) raw.
+        people: (photos,) numbers.
+    """
+    unit = F.normalize(embeddings.float(), dim=1)
+    number = torch.from_numpy(np.asarray(people)).to(unit.device)
+    sums = torch.zeros(int(number.max()) + 1, unit.shape[1], device=unit.device).index_add(0, number, unit)
+    counts = torch.bincount(number)[number]
+    shown = counts >= 2
+    same = F.cosine_similarity(unit, sums[number] - unit)[shown].mean()
+    table = unit @ F.normalize(sums, dim=1).T  # (photos, people)
+    table[torch.arange(len(unit)), number] = 0
+    different = table.sum() / max(1, len(unit) * (len(sums) - 1))
+    return float(same), float(different)
 
 
 def share_obeyed(reading: Reading, asked: Sequence[Mapping[str, frozenset[str]]]) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import idgen.configs
-from idgen.checkpoint import load_metadata, load_weights
+from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.evaluation.judge import declared_rewards
 from idgen.models.mini_detector import MiniDetector
@@ -23,6 +23,7 @@ from idgen.train.loop import fit
 from idgen.train.preference import PreferenceConfig, PreferenceStage
 from idgen.train.recogniser import RecogniserConfig
 from idgen.train.reward import RewardStage, RewardTrainConfig, load_tiny
+from idgen.train.reward_checks import _alike
 from idgen.train.tiny_decoder import TinyDecoderConfig, TinyDecoderStage
 from tests.tiny_family import face_in_the_middle, tiny_family
 
@@ -126,6 +127,32 @@ def test_the_gradient_passes_a_small_decoder_or_the_face_alone(tmp_path, people_
     assert moved(stage) and made["faces"] == 1
     with pytest.raises(IdgenError, match="cannot load the small decoder nowhere"):
         load_tiny("nowhere", torch.device("cpu"))
+
+
+def test_a_recogniser_outside_the_loop_gives_an_id_score(tmp_path: Path, people_folder: Path) -> None:
+    network = build_recogniser({"architecture": "slim_iresnet", "embedding_dim": 512})
+    description = {"architecture": "slim_iresnet", "name": "held_out", "embedding_dim": 512}
+    (tmp_path / "held_out").mkdir()
+    (tmp_path / "held_out" / "config.json").write_text(json.dumps(description))
+    save_weights(tmp_path / "held_out" / "model.safetensors", network.state_dict())
+    check = {"people": 2, "images": 2, "steps": 2, "held_out": str(tmp_path / "held_out")}
+    stage = RewardStage(config(tmp_path / "out", people_folder, check=check), torch.device("cpu"))
+    figures, _ = stage.checks()
+    same, different = stage.checks.alike
+    assert different < same <= 1
+    assert figures["held_out_id_score"] == pytest.approx((figures["held_out"] - different) / (same - different))
+
+
+def test_the_ends_of_the_id_score_are_photos_of_one_person_and_of_two() -> None:
+    photos = torch.tensor([[1.0, 0, 0], [1, 0.2, 0], [0, 1, 0], [0, 1, 0.2]])
+    same, different = _alike(photos, np.array([0, 0, 1, 1]))
+    assert same == pytest.approx(1 / 1.04**0.5, abs=1e-5)
+    others = [
+        torch.nn.functional.normalize(photos[2:], dim=1).sum(0),
+        torch.nn.functional.normalize(photos[:2], dim=1).sum(0),
+    ]
+    wanted = [torch.cosine_similarity(photo, others[place // 2], dim=0) for place, photo in enumerate(photos)]
+    assert different == pytest.approx(float(sum(wanted)) / 4, abs=1e-5)
 
 
 def test_guided_pictures_can_be_rewarded(tmp_path: Path, people_folder: Path) -> None:
