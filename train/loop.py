@@ -116,8 +116,8 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
         stage.load(config.start_from)
     if config.gradient_checkpointing:
         _recompute(stage.models())
-    # FSDP shards no other layout than the plain one.
-    plain = accelerator.distributed_type == DistributedType.FSDP
+    # FSDP and DeepSpeed take no other layout than the plain one.
+    plain = accelerator.distributed_type in SHARDED
     stage.module.to(accelerator.device, memory_format=torch.contiguous_format if plain else torch.channels_last)
     optimizer = torch.optim.AdamW(
         stage.groups(),
