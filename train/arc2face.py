@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from PIL import Image
 from pydantic import Field
@@ -26,9 +25,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from idgen.adapters.arc2face import Arc2FaceConfig, IdentityPrompt, identity_prompt_embeds, null_prompt_embeds
 from idgen.data.encoded import encode_identities, encode_latents
 from idgen.data.faces import FaceFolder
-from idgen.faces.align_torch import norm_crop_torch
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
-from idgen.losses.identity import IdentitySchedule, schedule_weights
+from idgen.losses.identity import IdentitySchedule, schedule_weights, scheduled_identity
 from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet
 from idgen.models.registry import load_recogniser
 from idgen.train.base import attend_plainly, denoiser_groups, load_denoiser, load_unet
@@ -94,6 +92,7 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         several = rng.random(len(chosen)) >= self.config.single_reference_share
         shown = np.minimum(counts, np.where(several, rng.integers(2, 5, len(chosen)), 1))
         return {
+            "ids": [self.data.name(int(photo)) for photo in chosen],
             "latents": self.latents[torch.from_numpy(chosen).to(self.device)].float(),
             "conditions": self._mean(others, shown),
             "dropped": torch.from_numpy(rng.random(len(chosen)) < self.config.condition_dropout).to(self.device),
@@ -122,13 +121,14 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         weights = schedule_weights(
             config.identity_schedule, self.scheduler.alphas_cumprod, noised.timesteps, config.identity_max_timestep
         )
-        usable = (weights > 0) & ~batch["dropped"]
-        chosen = usable.nonzero()[:, 0][: config.identity_batch]
-        clean = predicted_latents(self.scheduler, prediction, noised)[chosen]
-        pictures = self.vae.decode(clean / self.vae.config.scaling_factor).sample.float()
-        made = self.recogniser(norm_crop_torch(pictures, batch["landmarks"][chosen])).float()
-        distance = 1 - F.cosine_similarity(made, batch["targets"][chosen])
-        return (weights[chosen] * distance).sum() / max(1, len(chosen))
+        clean = predicted_latents(self.scheduler, prediction, noised)
+        weights, targets = weights * ~batch["dropped"], batch["targets"]
+        return scheduled_identity(
+            self.recogniser, self._decode, clean, batch["landmarks"], targets, weights, config.identity_batch
+        )
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
 
     def groups(self) -> list[dict[str, Any]]:
         return denoiser_groups(self.module, self.config.text_encoder_rate)

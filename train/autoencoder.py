@@ -70,6 +70,7 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = np.sort(rng.choice(len(self.data), self.config.train_batch_size, replace=False))
         return {
+            "ids": [self.data.name(int(photo)) for photo in chosen],
             "images": to_float(self.data.images[chosen], self.device),
             "masks": torch.from_numpy(self.data.masks[chosen]).to(self.device),
             "landmarks": torch.from_numpy(self.data.landmarks[chosen]).to(self.device),

@@ -99,6 +99,7 @@ class RecogniserStage(Stage[RecogniserConfig]):
     def _load(self, data: FaceFolder, chosen: np.ndarray) -> Batch:
         images = torch.from_numpy(data.images[chosen]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         return {
+            "ids": [data.name(int(photo)) for photo in chosen],
             "images": images,
             "landmarks": torch.from_numpy(data.landmarks[chosen]).to(self.device),
             "people": torch.from_numpy(data.people[chosen]).to(self.device),

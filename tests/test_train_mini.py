@@ -1,0 +1,69 @@
+"""The plan runner, and the turn of one recogniser towards another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from torch.nn.functional import cosine_similarity, normalize
+
+from idgen.models.mini_recogniser import MiniRecogniser
+from tools.align_recogniser import align, procrustes
+
+REPO = Path(__file__).parents[1]
+
+
+def _run(plan: dict, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "plan.yaml").write_text(yaml.safe_dump({"jobs": plan}))
+    (folder / "preference.yaml").write_text((REPO / "configs/mini/preference.yaml").read_text())
+    command = [sys.executable, str(REPO / "tools/train_mini.py"), str(folder / "plan.yaml")]
+    return subprocess.run(
+        [*command, "--out", str(folder / "out"), "--workers", "1", "--rehearse"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_jobs_run_when_what_they_need_is_done_and_not_again(tmp_path: Path) -> None:
+    people = {"synth": {"people": 12, "shots": 2, "first_person": 950000}}
+    stage = {"stage": "preference", "config": "preference", "minutes": 1, "needs": ["train"]}
+    stage["set"] = {"validation": "{out}/data/train"}
+    done = _run({"train": people, "head": stage}, tmp_path)
+    assert done.returncode == 0, done.stdout + (tmp_path / "out/head.log").read_text()
+    assert [line.split()[2:] for line in done.stdout.splitlines()] == [["train:", "done"], ["head:", "done"]]
+    assert (tmp_path / "out/head/weights/model.safetensors").is_file()
+    again = _run({"train": people, "head": stage}, tmp_path)
+    assert again.returncode == 0 and again.stdout == ""
+
+
+def test_what_a_failed_job_was_needed_for_does_not_run(tmp_path: Path) -> None:
+    bad = {"stage": "preference", "config": "preference", "minutes": 1, "set": {"data": str(tmp_path / "nowhere")}}
+    later = {"stage": "preference", "config": "preference", "minutes": 1, "needs": ["bad"]}
+    done = _run({"bad": bad, "later": later}, tmp_path)
+    assert done.returncode == 1
+    assert "bad: FAILED" in done.stdout and "later: FAILED" in done.stdout
+    assert "later needs bad, which failed" in (tmp_path / "out/later.log").read_text()
+
+
+def test_a_turned_recogniser_keeps_every_cosine_and_points_where_the_old_one_did() -> None:
+    torch.manual_seed(0)
+    # Crops of few kinds: two untrained networks then agree on something.
+    crops = (torch.randn(6, 3, 112, 112)[torch.arange(90) % 6] + 0.1 * torch.randn(90, 3, 112, 112)).clamp(-1, 1)
+    old, new = (MiniRecogniser((8, 16, 24), (1, 1, 1), 32) for _ in range(2))
+    with torch.no_grad():
+        for network in (old, new):
+            network.train()(crops)  # statistics for its norms
+            network.eval()
+            network.normalise.weight.uniform_(0.5, 1.5)
+            network.normalise.bias.normal_(std=0.2)
+        wanted, before = normalize(old(crops)), normalize(new(crops))
+        align(new, procrustes(before, wanted))
+        after = normalize(new(crops))
+    assert torch.allclose(after @ after.T, before @ before.T, atol=1e-4)
+    nearer, was = cosine_similarity(after, wanted).mean(), cosine_similarity(before, wanted).mean()
+    assert nearer > was + 0.2
