@@ -1,8 +1,9 @@
 """Turns a new recogniser's embeddings towards an older one's: `python tools/align_recogniser.py NEW OLD DATA OUT`.
 
-Two recognisers name the same people by different directions. An orthogonal turn (Schönemann, Psychometrika 1966) leaves every cosine, and so
-everything that recognition is measured by, as it is; folded into the last layer it lets what was trained on the old one's
-embeddings go on from where it was, instead of from nothing. NEW, OLD and OUT are folders of mini recognisers, DATA one of `idgen synth`.
+Two recognisers name the same people by different directions. An orthogonal turn (Schönemann, Psychometrika 1966) leaves every
+cosine, and so everything that recognition is measured by, as it is; folded into the last layer it lets what was trained on the
+old one's embeddings go on from where it was, instead of from nothing. NEW, OLD and OUT are folders of mini recognisers, DATA one of
+`idgen synth`.
 """
 
 from __future__ import annotations
