@@ -2,8 +2,8 @@
 
 Two recognisers name the same people by different directions. An orthogonal turn (Schönemann, Psychometrika 1966) leaves every
 cosine, and so everything that recognition is measured by, as it is; folded into the last layer it lets what was trained on the
-old one's embeddings go on from where it was, instead of from nothing. NEW, OLD and OUT are folders of mini recognisers, DATA one of
-`idgen synth`.
+old one's embeddings go on from where it was, instead of from nothing. NEW, OLD and OUT are folders of mini recognisers, DATA
+one of `idgen synth`.
 """
 
 from __future__ import annotations
