@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tests.renders import Refused
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator(request: pytest.FixtureRequest) -> Iterator[None]:
+    """accelerate keeps the precision of a process's first training."""
+    trains = {"train", "benchmarks"} & set(request.path.parts)
+    if trains:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    if trains:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def pytest_configure() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from benchmarks import personal_prompts, personalise
 from benchmarks.personal_prompts import adherence, edits
@@ -32,14 +30,6 @@ TINY = [
     'mixed_precision="no"',
     "prior.weight=0",
 ]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """accelerate keeps the precision of a process's first training."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def larger_noise(*request: Any, **settings: Any) -> Photos:

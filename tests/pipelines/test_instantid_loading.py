@@ -64,6 +64,11 @@ def expected():
     return latents(pipe.load_instantid(tiny_instantid(pipe.unet)))
 
 
+def same(made, wanted):
+    """Weights read from a file lie at other addresses than fresh ones, and some CPUs then sum in another order."""
+    return torch.allclose(made, wanted, rtol=0, atol=1e-5)
+
+
 def edited(repository, tmp_path, file, change):
     copy = shutil.copytree(repository, tmp_path / "copy")
     state = load_file(copy / file)
@@ -74,28 +79,28 @@ def edited(repository, tmp_path, file, change):
 
 def test_the_published_layout_beside_a_base(repository, base):
     pipe = load(repository, base=base)
-    assert torch.equal(latents(pipe), expected())
+    assert same(latents(pipe), expected())
     assert not any(part.training for part in (pipe.unet, pipe.controlnet, pipe.vae, pipe.instantid))
 
 
 def test_a_folder_that_holds_both(repository, base, tmp_path):
     both = shutil.copytree(base, tmp_path / "both")
     shutil.copytree(repository, both, dirs_exist_ok=True)
-    assert torch.equal(latents(load(both)), expected())
+    assert same(latents(load(both)), expected())
 
 
 def test_a_converted_adapter_serves_as_the_published_one(repository, base, tmp_path):
     copy = shutil.copytree(repository, tmp_path / "copy")
     convert_weights(copy / "ip-adapter.bin", copy / "ip-adapter.safetensors")
     (copy / "ip-adapter.bin").unlink()
-    assert torch.equal(latents(load(copy, base=base)), expected())
+    assert same(latents(load(copy, base=base)), expected())
 
 
 def test_what_is_saved_loads_to_the_same_pipeline(repository, base, tmp_path):
     load(repository, base=base).save_pretrained(tmp_path / "mine")
     index = json.loads((tmp_path / "mine" / "model_index.json").read_text())
     assert index["_class_name"] == "InstantIDPipeline" and index["controlnet"] == ["diffusers", "ControlNetModel"]
-    assert torch.equal(latents(load(tmp_path / "mine")), expected())
+    assert same(latents(load(tmp_path / "mine")), expected())
     assert isinstance(load(tmp_path / "mine", InstantIDImg2ImgPipeline), InstantIDImg2ImgPipeline)
     other = sdxl_folder(tmp_path / "other", seed=1)
     assert not torch.allclose(latents(load(tmp_path / "mine", base=other)), expected(), atol=1e-4), "another base"
@@ -109,7 +114,7 @@ def test_further_controlnets_are_saved_and_loaded_in_their_order(repository, bas
     assert isinstance(again.controlnet, MultiControlNetModel)
     options = {"control_image": torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))}
     both.set_progress_bar_config(disable=True)
-    assert torch.equal(latents(again, **options), latents(both, **options))
+    assert same(latents(again, **options), latents(both, **options))
 
 
 def test_a_plain_sdxl_becomes_instantid_and_back(repository, base):
@@ -118,9 +123,9 @@ def test_a_plain_sdxl_becomes_instantid_and_back(repository, base):
         repository / "ip-adapter.bin"
     )
     pipe.set_progress_bar_config(disable=True)
-    assert pipe.unet is plain.unet and torch.equal(latents(pipe), expected())
+    assert pipe.unet is plain.unet and same(latents(pipe), expected())
     pipe.load_instantid(repository / "ip-adapter.bin")
-    assert torch.equal(latents(pipe), expected())
+    assert same(latents(pipe), expected())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
