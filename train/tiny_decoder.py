@@ -29,7 +29,7 @@ from idgen.rewards.identity import load_encoder
 from idgen.rewards.views import FaceFinder, vae_decoder
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
-from idgen.train.pictures import grid, to_pil
+from idgen.train.pictures import grid, to_bytes, to_pil
 
 
 class TinyDecoderConfig(TrainConfig):
@@ -89,7 +89,7 @@ class TinyDecoderStage(Stage[TinyDecoderConfig]):
         landmarks = torch.from_numpy(self.held_out.landmarks[:64]).to(self.device)
         own, theirs = (self.recogniser(norm_crop_torch(pictures, landmarks)).float() for pictures in (made, wanted))
         figures = {
-            "psnr": float(psnr(_bytes(made), _bytes(wanted)).mean()),
+            "psnr": float(psnr(to_bytes(made), to_bytes(wanted)).mean()),
             "identity": float(F.cosine_similarity(own, theirs).mean()),
             # What the detector misses here, a reward is never told of.
             "faces": float(self.find(made)[1].float().mean()),
@@ -104,11 +104,6 @@ class TinyDecoderStage(Stage[TinyDecoderConfig]):
 
     def load(self, folder: Path) -> None:
         self.module.load_state_dict(load_tiny_decoder(folder).state_dict())
-
-
-def _bytes(pictures: Tensor) -> Tensor:
-    """(n, 3, h, w) in [-1, 1] -> (n, h, w, 3) uint8 on the CPU."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu()
 
 
 if __name__ == "__main__":
