@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderTiny
 
 from idgen.pipelines import Arc2FacePipeline, PVAInpaintPipeline, ReferenceRestorePipeline
 from tests.tiny_inpainting import tiny_inpainting_family
@@ -60,6 +62,26 @@ def test_restoration_and_inpainting_may_be_missing(runs, tmp_path):
     assert not {"restore", "inpaint"} & {path.name for path in (tmp_path / "family").iterdir()}
 
 
+def test_a_decoder_that_was_trained_on_ships_and_keeps_the_latents(runs, tmp_path):
+    decoder = runs / "decoder" / "weights"
+    vae = AutoencoderTiny.from_pretrained(runs / "base" / "weights" / "vae")
+    with torch.no_grad():
+        vae.decoder.layers[-1].bias += 1
+    vae.half().save_pretrained(decoder)
+    assemble(runs, tmp_path / "family")
+    name = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "family" / "vae" / name).read_bytes() == (decoder / name).read_bytes()
+    vae.register_to_config(scaling_factor=2.0)
+    vae.save_pretrained(decoder)
+    with pytest.raises(SystemExit, match="scales its latents by 2"):
+        assemble(runs, tmp_path / "family")
+    with torch.no_grad():
+        vae.encoder.layers[-1].bias += 1
+    vae.save_pretrained(decoder)
+    with pytest.raises(SystemExit, match=r"decoder.*makes other latents"):
+        assemble(runs, tmp_path / "family")
+
+
 def test_what_is_missing_foreign_or_too_large_is_refused_and_nothing_replaced(runs, tmp_path, monkeypatch):
     family = tmp_path / "family"
     assemble(runs, family)
@@ -75,6 +97,6 @@ def test_what_is_missing_foreign_or_too_large_is_refused_and_nothing_replaced(ru
     monkeypatch.setattr(assemble_mini, "LIMIT_FILE", 1000)
     refuse("more than 1000")
     tiny_restorer(seed=4).save_pretrained(runs / "restore" / "weights")
-    refuse("trained with another autoencoder")
+    refuse("restore.*makes other latents")
     shutil.rmtree(runs / "probe")
     refuse("no weights of probe")

@@ -1,4 +1,4 @@
-"""The plan runner, and the turn of one recogniser towards another."""
+"""The plan runner, and the turns of one recogniser or autoencoder towards another."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 import yaml
+from diffusers import AutoencoderTiny
 from torch.nn.functional import cosine_similarity, normalize
 
 from idgen.models.mini_recogniser import MiniRecogniser
+from tools import align_autoencoder
 from tools.align_recogniser import align, procrustes
 
 REPO = Path(__file__).parents[1]
@@ -67,3 +69,24 @@ def test_a_turned_recogniser_keeps_every_cosine_and_points_where_the_old_one_did
     assert torch.allclose(after @ after.T, before @ before.T, atol=1e-4)
     nearer, was = cosine_similarity(after, wanted).mean(), cosine_similarity(before, wanted).mean()
     assert nearer > was + 0.2
+
+
+def test_an_autoencoder_takes_on_the_latents_of_another_and_still_decodes(monkeypatch):
+    torch.manual_seed(0)
+    settings = {"latent_channels": 4, "num_encoder_blocks": (0, 0, 0, 1), "num_decoder_blocks": (1, 0, 0, 0)}
+    widths = {"encoder_block_out_channels": (16,) * 4, "decoder_block_out_channels": (16,) * 4}
+    vae = AutoencoderTiny(**settings, **widths)
+    with torch.no_grad():
+        vae.encoder.layers[-1].weight *= 20  # latents of a size at which their bending matters
+    photos = torch.rand(40, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(photos).latents
+        made = vae.decode(latents).sample
+        mixture = torch.linalg.qr(torch.randn(4, 4)).Q
+        wanted = torch.einsum("oc,nchw->nohw", mixture, latents)
+    monkeypatch.setattr(align_autoencoder, "STEPS", 300)
+    align_autoencoder.align(vae, latents, wanted[:20])
+    with torch.no_grad():
+        assert torch.allclose(vae.encode(photos).latents, wanted, atol=1e-3)
+        error = (vae.decode(wanted).sample - made).pow(2).mean() / made.var()
+    assert error < 0.02

@@ -1,12 +1,13 @@
 """Puts the weights of the mini family's stages together as they ship: `python tools/assemble_mini.py RUNS FAMILY`.
 
-RUNS holds one folder a stage (recogniser, judge, detector, probe, base, arc2face; restore and inpaint if they are there), as the
-recipes in configs/mini write them.
+RUNS holds one folder a stage (recogniser, judge, detector, probe, base, arc2face; restore, inpaint and decoder if they are
+there), as the recipes in configs/mini write them. A decoder that was trained on takes the place of the base's.
 FAMILY is made anew; nothing of it is replaced before everything is found and within its limits.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -39,10 +40,13 @@ def assemble(runs: Path, family: Path) -> None:
         new = Path(temporary) / "family"
         for stage, place in PLACES.items():
             shutil.copytree(runs / stage / "weights", new / place, dirs_exist_ok=True)
+        if (runs / "decoder" / "weights").is_dir():
+            _check_latents(runs / "decoder" / "weights", new / "vae")
+            shutil.copytree(runs / "decoder" / "weights", new / "vae", dirs_exist_ok=True)
         for stage, place in FURTHER.items():
             if (runs / stage / "weights").is_dir():
                 shutil.copytree(runs / stage / "weights", new / place, ignore=shutil.ignore_patterns("vq"))
-                _check_autoencoder(runs / stage / "weights" / "vq", new / "vae")
+                _check_latents(runs / stage / "weights" / "vq", new / "vae")
         for name in KEPT:
             if (family / name).exists():
                 shutil.copy(family / name, new / name)
@@ -59,14 +63,22 @@ def assemble(runs: Path, family: Path) -> None:
     print(f"{family}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB")
 
 
-def _check_autoencoder(trained_with: Path, ships: Path) -> None:
-    """A stage over latents works with the autoencoder alone that made them."""
-    name = "diffusion_pytorch_model.safetensors"
+def _check_latents(trained_with: Path, ships: Path) -> None:
+    """A stage over latents works with the encoder alone that made them, and with their scale; decoders may differ."""
+    name, settings = "diffusion_pytorch_model.safetensors", "config.json"
     if not (trained_with / name).is_file():
         return
-    own, shared = load_file(trained_with / name), load_file(ships / name)
-    if own.keys() != shared.keys() or any(not value.half().equal(shared[key].half()) for key, value in own.items()):
-        sys.exit(f"assemble_mini: {trained_with.parent} was trained with another autoencoder than {ships.name}/ is")
+    own, shared = (
+        {key: value.half() for key, value in load_file(folder / name).items() if not key.startswith("decoder.")}
+        for folder in (trained_with, ships)
+    )
+    scales = [json.loads((folder / settings).read_text())["scaling_factor"] for folder in (trained_with, ships)]
+    if own.keys() != shared.keys() or any(not value.equal(shared[key]) for key, value in own.items()):
+        sys.exit(f"assemble_mini: {trained_with} makes other latents than the autoencoder of the base does")
+    if scales[0] != scales[1]:
+        sys.exit(
+            f"assemble_mini: {trained_with} scales its latents by {scales[0]}, the autoencoder of the base by {scales[1]}"
+        )
 
 
 def _largest(sizes: dict[Path, int], count: int = 8) -> list[tuple[Path, int]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class RestoreTrainConfig(TrainConfig):
     references_start: float = Field(
         0.0, ge=0, le=1, description="share of the training after which references are read, and photos no longer alone"
     )
+    unet: Path | None = Field(
+        None, description="folder of a UNet on the same latents to begin with: layers of its names and shapes are taken"
+    )
     ref_encoding: Encoding = "panorama"
     conditioning: Conditioning = Field(
         "cachekv", description="how references are read; 'channel' and 'spatial' are for comparison (ReF-LDM's table 2)"
@@ -89,7 +92,7 @@ class RestoreStage(Stage[RestoreTrainConfig]):
             load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
         )
         self.scheduler = MODELS[config.model][1]()
-        self.module = Restorer(self._new_unet(), config.conditioning)
+        self.module = Restorer(self._begin(self._new_unet()), config.conditioning)
         # What is not varied is encoded once and for all.
         once = not config.augment and (alone or config.ref_encoding == "independent")
         self.latents = self.data.latents(self.vae, _weights(config.vae), device) if once else None
@@ -183,6 +186,17 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         unet = MODELS[self.config.model][0]()
         return with_channels(unet, self.config.references) if self.config.conditioning == "channel" else unet
 
+    def _begin(self, unet: UNet2DModel) -> UNet2DModel:
+        """A text-to-image UNet of the same widths knows what pictures look like; only what it reads beside the noise is new."""
+        if self.config.unet:
+            given = UNet2DConditionModel.from_pretrained(self.config.unet, torch_dtype=torch.float32).state_dict()
+            own = unet.state_dict()
+            taken = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+            first = own["conv_in.weight"].zero_()
+            first[:, : given["conv_in.weight"].shape[1]] = given["conv_in.weight"]
+            unet.load_state_dict(own | taken | {"conv_in.weight": first})
+        return unet
+
     def _pipeline(self, unet: UNet2DModel, vae: Any) -> ReferenceRestorePipeline:
         config = self.config
         names = ("size", "ref_encoding", "references", "conditioning")
@@ -201,7 +215,10 @@ class RestoreStage(Stage[RestoreTrainConfig]):
     @torch.no_grad()
     def _encode(self, pictures: Tensor, mode: Encoding) -> Tensor:
         """(batch, photos, 3, size, size) -> scaled latents (batch, photos, channels, h, w)."""
-        return (encode_references(self.vae, pictures, mode) * self.vae.config.scaling_factor).float()
+        # Batches are made outside of the loop's own autocast.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
+            latents = encode_references(self.vae, pictures, mode)
+        return latents.float() * self.vae.config.scaling_factor
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 import idgen.configs
 from idgen.data.ffhq_ref import write_tables
@@ -75,6 +75,15 @@ def test_a_training_goes_on_from_finished_weights(weights, people_folder, tmp_pa
     fresh.load(weights)
     saved = ReferenceRestorePipeline.from_pretrained(weights).unet.state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in fresh.module.unet.state_dict().items())
+
+
+def test_it_begins_with_a_text_to_image_unet(people_folder, tmp_path):
+    begun = stage(people_folder, tmp_path, "--unet", str(MINI / "arc2face")).module.unet.state_dict()
+    given = UNet2DConditionModel.from_pretrained(MINI / "arc2face", torch_dtype=torch.float32).state_dict()
+    shared = [name for name in given if name in begun and name != "conv_in.weight"]
+    assert len(shared) > 90 and all(torch.equal(begun[name], given[name]) for name in shared)
+    assert torch.equal(begun["conv_in.weight"][:, :8], given["conv_in.weight"])
+    assert not begun["conv_in.weight"][:, 8:].any()
 
 
 def test_references_are_read_from_their_start_and_trained_through(people_folder, tmp_path):
