@@ -25,12 +25,12 @@ def norm_crop_torch(
     Returns:
         (B, C, size, size) in the dtype of `images`.
     """
-    inverse = _invert(similarity_matrix_torch(landmarks, size))
+    inverse = invert_similarity(similarity_matrix_torch(landmarks, size))
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     grid = torch.stack([x, y, torch.ones_like(x)], -1).to(inverse)  # (size, size, 3)
     points = torch.einsum("hwk,bjk->bhwj", grid, inverse)  # (B, size, size, 2) photo pixels
     black = value_range[0]
-    return _sample(images - black, points, "zeros") + black
+    return sample_at(images - black, points, "zeros") + black
 
 
 def similarity_matrix_torch(landmarks: torch.Tensor, size: int = 112) -> torch.Tensor:
@@ -87,14 +87,14 @@ def _ffhq(
     height, width = image.shape[-2:]
     inside = ((points > -0.5) & (points < torch.tensor([width, height]).to(points) - 0.5)).all(-1)
     black = value_range[0]
-    image = (_sample(image, points[None], "border") - black) * inside + black
+    image = (sample_at(image, points[None], "border") - black) * inside + black
     image = _to_bytes(image, value_range, cut=True)
     if output_size < transform_size:
         image = _lanczos(image, (output_size, output_size), value_range)
     return image
 
 
-def _sample(images: torch.Tensor, points: torch.Tensor, beyond: str) -> torch.Tensor:
+def sample_at(images: torch.Tensor, points: torch.Tensor, beyond: str) -> torch.Tensor:
     """Bilinear samples at pixel positions; (B, C, H, W), (B, h, w, 2) -> (B, C, h, w)."""
     height, width = images.shape[-2:]
     # To grid_sample's -1 .. 1 between the outer edges of the outer pixels; half precision would miss by pixels.
@@ -103,7 +103,7 @@ def _sample(images: torch.Tensor, points: torch.Tensor, beyond: str) -> torch.Te
     return sampled.to(images.dtype)
 
 
-def _invert(matrix: torch.Tensor) -> torch.Tensor:
+def invert_similarity(matrix: torch.Tensor) -> torch.Tensor:
     """The inverse of (B, 2, 3) similarities."""
     linear = matrix[..., :2]
     a, b = linear[:, 0, 0], linear[:, 1, 0]

@@ -3,7 +3,7 @@
 A centre-point detector in the manner of CenterNet (arXiv 1904.07850) with the five-point head of RetinaFace (arXiv
 1905.00641): one heat map at stride 8, and per cell the four distances to the box's sides and ten landmark offsets.
 Every face is looked at twice: once in the whole picture, once in a crop around it, so that the landmarks are as exact
-for a small face as for a large one.
+for a small face as for a large one; with a landmark network a third time, upright (`idgen.models.landmark_network`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from idgen.models.landmark_network import LandmarkNetwork
 
 STRIDE = 8
 MOST = 200  # peaks of one picture that are looked at: an untrained heat map is nothing but peaks
@@ -36,10 +38,18 @@ class MiniDetector(nn.Module):
         widths: channels at strides 2, 4, 8, 16 and 32.
         canvas: side in px of the square into which whole pictures are fitted for the first look.
         close_up: side in px of the crop of the second look.
+        landmarks: widths of the landmark network; None for a detector without one.
     """
 
-    def __init__(self, widths: Sequence[int] = (16, 32, 64, 96, 128), canvas: int = 256, close_up: int = 128) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int] = (16, 32, 64, 96, 128),
+        canvas: int = 256,
+        close_up: int = 128,
+        landmarks: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        self.landmarks = LandmarkNetwork(landmarks) if landmarks else None
         self.canvas, self.close_up = canvas, close_up
         self.stem = _block(3, widths[0], 2)
         self.stages = nn.ModuleList(
@@ -114,11 +124,10 @@ class MiniDetector(nn.Module):
         heat, geometry = self(crops.to(self.heat.weight.dtype))
         box, landmarks = _agreed(heat.float(), geometry.float(), self.close_up)
         factor, corner = side[:, None, None] / self.close_up, (centre - side[:, None] / 2)[:, None]
-        return Detections(
-            ((box.view(-1, 2, 2) + 0.5) * factor + corner).view(-1, 4),
-            (landmarks + 0.5) * factor + corner,
-            found.scores,
-        )
+        box, landmarks = (box.view(-1, 2, 2) + 0.5) * factor + corner, (landmarks + 0.5) * factor + corner
+        if self.landmarks is not None:
+            landmarks = self.landmarks.refine(picture.expand(len(landmarks), -1, -1, -1), landmarks)
+        return Detections(box.view(-1, 4), landmarks, found.scores)
 
 
 def decode(heat: Tensor, geometry: Tensor, threshold: float, overlap: float = 0.4) -> list[Detections]:

@@ -51,6 +51,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, people_folder: Path) -> di
     out["recogniser"] = _train("recogniser", "recogniser", root / "r", people_folder, "--train_batch_size", "8")
     out["judge"] = _train("recogniser", "judge", root / "j", people_folder, "--train_batch_size", "8")
     out["detector"] = _train("detector", "detector", root / "d", people_folder, "--train_batch_size", "4")
+    detector = ["--detector", str(out["detector"])]
+    out["landmarks"] = _train("landmarks", "landmarks", root / "l", people_folder, "--train_batch_size", "4", *detector)
     recogniser = ["--recogniser", str(out["recogniser"])]
     out["vae"] = _train("autoencoder", "autoencoder", root / "v", people_folder, "--train_batch_size", "2", *recogniser)
     out["base"] = _train("base", "base", root / "b", people_folder, "--train_batch_size", "4", "--vae", str(out["vae"]))
@@ -70,6 +72,15 @@ def test_detector_loads_and_looks_at_a_picture_of_any_shape(trained: dict[str, P
     detector = load_detector(trained["detector"])
     found = detector.detect([torch.zeros(90, 301, 3, dtype=torch.uint8)], threshold=0.99)[0]  # type: ignore[operator]
     assert found.boxes.shape[1:] == (4,) and found.landmarks.shape[1:] == (5, 2)
+
+
+def test_the_landmark_network_goes_into_the_detector_and_nothing_else_of_it_changes(trained: dict[str, Path]) -> None:
+    before, after = (load_detector(trained[name]) for name in ("detector", "landmarks"))
+    assert before.landmarks is None and after.landmarks is not None
+    state = after.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in before.state_dict().items())
+    picture = torch.zeros(90, 301, 3, dtype=torch.uint8)
+    assert after.detect([picture], threshold=0.0)[0].landmarks.isfinite().all()  # type: ignore[operator]
 
 
 def test_base_is_a_stable_diffusion_pipeline_of_plain_diffusers(trained: dict[str, Path]) -> None:
