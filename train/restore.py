@@ -68,6 +68,9 @@ class RestoreTrainConfig(TrainConfig):
     )
     augment: bool = Field(False, description="mirror photos; change references' light, place and perspective")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="of the photo and of the references, each by itself")
+    time_bins: int = Field(
+        1, ge=1, description="times at which each photo of a batch is seen: it is encoded once for all"
+    )
     min_snr_gamma: float | None = Field(
         None, gt=0, description="of the denoising loss's weights; the authors have none"
     )
@@ -122,7 +125,8 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         return batch
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        latents, lq = batch["latents"], _without(batch["lq"], batch["lq_dropped"])
+        bins = self.config.time_bins
+        latents, lq = (x.repeat(bins, 1, 1, 1) for x in (batch["latents"], _without(batch["lq"], batch["lq_dropped"])))
         reads = self.config.references > 0 and progress >= self.config.references_start
         references = _without(batch["references"], batch["references_dropped"]) if reads else None
         noised = add_noise(self.scheduler, latents, self.config.min_snr_gamma or float("inf"))
@@ -225,7 +229,10 @@ class RestoreStage(Stage[RestoreTrainConfig]):
 
 
 class Restorer(nn.Module):
-    """A UNet that reads references: (noisy, times, the photo's latents, the references' or None) -> prediction."""
+    """A UNet that reads references: (noisy, times, the photo's latents, the references' or None) -> prediction.
+
+    The batch may hold the people of the references several times over, one whole round after the other.
+    """
 
     def __init__(self, unet: UNet2DModel, conditioning: Conditioning = "cachekv") -> None:
         super().__init__()
@@ -233,12 +240,14 @@ class Restorer(nn.Module):
         self.kv = CacheKV.of(unet)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, lq: Tensor, references: Tensor | None) -> Tensor:
+        rounds = 1 if references is None else len(noisy) // len(references)
         if self.conditioning != "cachekv":
+            references = None if references is None else references.repeat(rounds, 1, 1, 1, 1)
             return predict_beside(self.unet, self.conditioning, noisy, timesteps, lq, references)
         sample = torch.cat([noisy, lq], 1)
         if references is None:
             return self.unet(sample, timesteps).sample
-        with self.kv.attend(self.kv.build(references)):
+        with self.kv.attend(self.kv.build(references).repeat(rounds)):
             return self.unet(sample, timesteps).sample
 
 

@@ -86,6 +86,24 @@ def test_it_begins_with_a_text_to_image_unet(people_folder, tmp_path):
     assert not begun["conv_in.weight"][:, 8:].any()
 
 
+@pytest.mark.parametrize("conditioning", ["cachekv", "channel", "spatial"])
+def test_a_photo_at_several_times_reads_its_own_references(conditioning, people_folder, tmp_path):
+    trained = stage(people_folder, tmp_path, "--conditioning", conditioning, "--time_bins", "3")
+    trained.recogniser = None
+    batch = trained.batch(np.random.default_rng(0))
+    assert trained.losses(trained.module, batch, 1.0)["loss"].isfinite()
+    references = batch["references"]
+    noisy, times = torch.randn(6, 8, 16, 16), torch.tensor([1, 500, 900, 3, 400, 800])
+    lq = batch["lq"].repeat(3, 1, 1, 1)
+    with torch.no_grad():
+        trained.module.unet.conv_in.weight += 0.1 * torch.randn_like(trained.module.unet.conv_in.weight)
+        together = trained.module(noisy, times, lq, references)
+        each = trained.module(noisy, times, lq, references.repeat(3, 1, 1, 1, 1))
+        mixed = trained.module(noisy, times, lq, references.flip(0))
+    assert torch.allclose(together, each, atol=1e-5)
+    assert not torch.allclose(together, mixed, atol=1e-5)
+
+
 def test_references_are_read_from_their_start_and_trained_through(people_folder, tmp_path):
     training = stage(people_folder, tmp_path, "--references_start", "0.5", "--identity_weight", "0")
     batch = training.batch(np.random.default_rng(0))

@@ -96,6 +96,10 @@ class ReferenceCache:
             raise IdgenError(f"a cache of {self.rows} rows can not become {rows}: only a cache of one row expands")
         return self._map(lambda tensor: tensor.expand(rows, -1, -1))
 
+    def repeat(self, times: int) -> ReferenceCache:
+        """The rows again and again: for a batch that has every person so many times."""
+        return self if times == 1 else self._map(lambda tensor: tensor.repeat(times, 1, 1))
+
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> ReferenceCache:
         """The cache on a device or in a dtype."""
         return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
