@@ -131,11 +131,10 @@ def render(name: str, settings: dict[str, int], args: argparse.Namespace) -> int
 
 
 def _filled(value: Any, out: Path) -> str:
-    """`{out}` stands for the run's folder, `{mini}` for the family that ships, `{seeds}` for what the next one starts from."""
+    """`{out}` stands for the run's folder, `{mini}` for the family that ships."""
     if not isinstance(value, str):
         return "null" if value is None else str(value)
-    seeds = Path(__file__).parent / "seeds"
-    return value.replace("{out}", str(out)).replace("{mini}", str(mini_root())).replace("{seeds}", str(seeds))
+    return value.replace("{out}", str(out)).replace("{mini}", str(mini_root()))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ MINI = {
     "scheduler": "idgen.train.base",
     "arc2face": "idgen.train.arc2face",
     "encoder": "idgen.train.arc2face",
+    "restore": "idgen.train.restore",
+    "inpaint": "idgen.train.inpaint",
     "recogniser": "idgen.train.recogniser",
     "judge": "idgen.train.recogniser",
     "detector": "idgen.train.detector",
