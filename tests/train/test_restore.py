@@ -33,6 +33,7 @@ def arguments(people: Path, out: Path, *more: str) -> list[str]:
         "references_start": 0,
         "identity_start": 0,
         "references": 2,
+        "time_bins": 1,
         "max_train_steps": 2,
         "log_steps": 1,
         "validation_steps": 2,
