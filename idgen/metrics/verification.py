@@ -67,7 +67,7 @@ def tar_at_far(genuine: Tensor, impostor: Tensor, far: float) -> TarAtFar:
 
 
 def tar_curve(genuine: Tensor, impostor: Tensor, fars: Sequence[float]) -> list[TarAtFar]:
-    """`tar_at_far` at several rates; the impostor scores are sorted once."""
+    """`tar_at_far` at several rates; the impostor scores are gone through once."""
     for far in fars:
         if not 0 < far < 1:
             raise ValueError(f"the false accept rate must lie between 0 and 1, got {far}")
@@ -75,10 +75,12 @@ def tar_curve(genuine: Tensor, impostor: Tensor, fars: Sequence[float]) -> list[
             raise ValueError(
                 f"a false accept rate of {far} needs at least {1 / far:.0f} impostor scores, got {len(impostor)}"
             )
-    ascending = np.sort(impostor.double().numpy())  # several times as fast as torch's
+    places = [len(impostor) - 1 - int(len(impostor) * far + 1e-9) for far in fars]
+    known = impostor if impostor.dtype == torch.float32 else impostor.double()
+    ordered = np.partition(known.numpy(), sorted(set(places)))  # as sorted at these places, and much faster
     scores, points = genuine.double(), []
-    for far in fars:
-        threshold = float(ascending[len(ascending) - 1 - int(len(ascending) * far + 1e-9)])
+    for far, place in zip(fars, places, strict=True):
+        threshold = float(ordered[place])
         points.append(TarAtFar(far, threshold, float((scores > threshold).double().mean())))
     return points
 
