@@ -176,7 +176,7 @@ def _repeated(pictures: Tensor, block: int = 1024) -> Tensor:
     limit = REPEATED**2 * pictures.shape[1]
     for start in range(0, len(pictures), block):
         rows = slice(start, min(start + block, len(pictures)))
-        distance = squares[rows, None] + squares[None] - 2 * pictures[rows] @ pictures.T
+        distance = (pictures[rows] @ pictures.T).mul_(-2).add_(squares[None]).add_(squares[rows, None])
         distance[torch.arange(rows.stop - start), torch.arange(start, rows.stop)] = float("inf")
         repeated[rows] = distance.amin(1) < limit
     return repeated
