@@ -108,7 +108,10 @@ class DetectorStage(Stage[DetectorConfig]):
         save_weights(folder / "model.safetensors", state, {"format": "pt"})
 
     def load(self, folder: Path) -> None:
-        self.module.load_state_dict(load_detector(folder).state_dict())
+        detector = load_detector(folder)
+        assert isinstance(detector, MiniDetector)
+        detector.landmarks = None  # train/landmarks.py puts it into what comes out of here
+        self.module.load_state_dict(detector.state_dict())
 
 
 def _targets(scenes: SceneBatch) -> Batch:

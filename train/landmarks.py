@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from idgen.checkpoint import save_weights
 from idgen.data.augment import photometric
 from idgen.data.faces import FaceFolder
+from idgen.errors import IdgenError
 from idgen.files import atomic_write
 from idgen.models.landmark_network import EXTENT, LandmarkNetwork, crop_faces, to_crop
 from idgen.models.mini_detector import MiniDetector
@@ -87,6 +88,8 @@ class LandmarksStage(Stage[LandmarksConfig]):
         with torch.autocast(self.device.type, enabled=False):
             found = self.detector.detect(list(images))
             seen = [index for index, faces in enumerate(found) if len(faces.scores)]
+            if not seen:
+                return {"faces_found": 0.0}, None
             before = torch.stack([found[index].landmarks[0] for index in seen])
             pictures = to_float(images[seen], self.device)
             after = self.module.refine(pictures, before)
@@ -110,7 +113,10 @@ class LandmarksStage(Stage[LandmarksConfig]):
         save_weights(folder / "model.safetensors", state, {"format": "pt"})
 
     def load(self, folder: Path) -> None:
-        self.module.load_state_dict(load_detector(folder).landmarks.state_dict())  # type: ignore[union-attr]
+        network = load_detector(folder).landmarks
+        if not isinstance(network, LandmarkNetwork):
+            raise IdgenError(f"the detector in {folder} has no landmark network to go on from: leave start_from out")
+        self.module.load_state_dict(network.state_dict())
 
 
 def wrong(landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:

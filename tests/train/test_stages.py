@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from idgen.errors import IdgenError
 from idgen.models.registry import load_detector, load_recogniser
+from idgen.train.detector import DetectorConfig, DetectorStage
+from idgen.train.landmarks import LandmarksConfig, LandmarksStage
 
 REPO = Path(__file__).parents[2]
 SHORT = [
@@ -81,6 +84,20 @@ def test_the_landmark_network_goes_into_the_detector_and_nothing_else_of_it_chan
     assert all(torch.equal(value, state[name]) for name, value in before.state_dict().items())
     picture = torch.zeros(90, 301, 3, dtype=torch.uint8)
     assert after.detect([picture], threshold=0.0)[0].landmarks.isfinite().all()  # type: ignore[operator]
+
+
+def test_detector_and_landmarks_go_on_from_weights_of_either(
+    trained: dict[str, Path], people_folder: Path, tmp_path
+) -> None:
+    cpu = torch.device("cpu")
+    common = {"output_dir": tmp_path, "data": people_folder, "validation": people_folder}
+    stage = DetectorStage(DetectorConfig(**common), cpu)
+    for name in ("detector", "landmarks"):
+        stage.load(trained[name])
+    landmarks = LandmarksStage(LandmarksConfig(detector=trained["landmarks"], **common), cpu)
+    landmarks.load(trained["landmarks"])
+    with pytest.raises(IdgenError, match="no landmark network to go on from"):
+        landmarks.load(trained["detector"])
 
 
 def test_base_is_a_stable_diffusion_pipeline_of_plain_diffusers(trained: dict[str, Path]) -> None:
