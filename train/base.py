@@ -1,7 +1,8 @@
 """Trains the mini family's text-to-face model: `accelerate launch train/base.py --config configs/mini/base.yaml`.
 
-Latent diffusion (Rombach et al., arXiv 2112.10752) from scratch: UNet and CLIP text encoder together, captions dropped
-for one sample in ten so that guidance works.
+Latent diffusion (Rombach et al., arXiv 2112.10752): a UNet that reads captions through the text encoder of
+train/text_encoder.py or, where none is given, through one that learns beside it; captions are dropped for one sample in ten
+so that guidance works.
 """
 
 from __future__ import annotations
@@ -16,24 +17,17 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
 from idgen.losses.diffusion import add_noise, denoising_loss
-from idgen.models.mini_family import (
-    PROMPT_WORDS,
-    build_scheduler,
-    build_text_encoder,
-    build_tokenizer,
-    build_unet,
-    save_pipeline,
-)
-from idgen.synthetic.captions import vocabulary
+from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet, save_pipeline
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.pictures import grid, to_pil
 from idgen.train.sampling import sample
+from idgen.train.text_encoder import TOKENIZER, WEIGHTS, open_tokenizer, tokenise
 
 
 class BaseConfig(TrainConfig):
@@ -42,8 +36,13 @@ class BaseConfig(TrainConfig):
     data: Path = Field(description="folder of `idgen synth`")
     validation: Path = Field(description="folder of `idgen synth` with other people: their captions make the grids")
     vae: Path = Field(description="folder of the autoencoder")
-    unet: Path | None = Field(None, description="folder of a UNet to start from beside a fresh text encoder")
-    text_encoder_rate: float = Field(0.2, gt=0, le=1, description="its share of the learning rate")
+    unet: Path | None = Field(None, description="folder of a UNet to start from")
+    text_encoder: Path | None = Field(
+        None, description="folder of train/text_encoder.py's weights to start from, tokenizer included"
+    )
+    text_encoder_rate: float = Field(
+        0.2, ge=0, le=1, description="its share of the learning rate; 0 leaves it as it is"
+    )
     tokenizer: Path | None = Field(
         None, description="folder of a tokenizer to keep: a new one numbers some pieces of words anew in every run"
     )
@@ -60,18 +59,19 @@ class BaseStage(Stage[BaseConfig]):
         self.vae = AutoencoderTiny.from_pretrained(config.vae).to(device)
         latents = encode_latents(data, self.vae, config.vae / "diffusion_pytorch_model.safetensors", device)
         self.latents = torch.from_numpy(latents).to(device)
-        kept = config.tokenizer or (config.start_from / "tokenizer" if config.start_from else None)
-        self.tokenizer = (
-            CLIPTokenizer.from_pretrained(kept) if kept else build_tokenizer([*vocabulary(), *PROMPT_WORDS])
-        )
-        self.tokens = self._tokenise(data.captions).to(device)
-        self.empty = self._tokenise([""]).to(device)
-        self.prompts = self._tokenise(held_out.captions[:32])
+        given = config.start_from or config.text_encoder
+        self.tokenizer = open_tokenizer(config.tokenizer or (given / TOKENIZER if given else None))
+        self.tokens = tokenise(self.tokenizer, data.captions).to(device)
+        self.empty = tokenise(self.tokenizer, [""]).to(device)
+        self.prompts = tokenise(self.tokenizer, held_out.captions[:32])
         self.scheduler = build_scheduler()
         self.module = TextDenoiser(build_unet(), build_text_encoder(self.tokenizer))
         attend_plainly(self.module, device)
         if config.unet:
             load_unet(self.module, config.unet)
+        if config.text_encoder:
+            load_text_encoder(self.module, config.text_encoder / WEIGHTS)
+        self.module.text_encoder.requires_grad_(config.text_encoder_rate > 0)
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = torch.from_numpy(rng.choice(len(self.latents), self.config.train_batch_size, replace=False))
@@ -105,9 +105,6 @@ class BaseStage(Stage[BaseConfig]):
 
     def load(self, folder: Path) -> None:
         load_denoiser(self.module, folder / "unet", folder / "text_encoder")
-
-    def _tokenise(self, texts: list[str]) -> Tensor:
-        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 class TextDenoiser(nn.Module):
@@ -150,7 +147,12 @@ def load_unet(module: nn.Module, folder: Path) -> None:
 def load_denoiser(module: nn.Module, unet: Path, text_encoder: Path) -> None:
     """Fills a module with `unet` and `text_encoder` from two folders."""
     load_unet(module, unet)
-    module.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32).state_dict())
+    load_text_encoder(module, text_encoder)
+
+
+def load_text_encoder(module: nn.Module, folder: Path) -> None:
+    """Fills `module.text_encoder` from a folder."""
+    module.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from idgen.models.landmark_network import LandmarkNetwork
 
 STRIDE = 8
+# Of the scores: faces below 32 px are seldom surer. On validation scenes 96.6 % of all faces are found at 0.5, 99.5 % at 0.4, with the
+# same one false face in a hundred scenes; at 0.35 there are two.
+THRESHOLD = 0.4
 MOST = 200  # peaks of one picture that are looked at: an untrained heat map is nothing but peaks
 
 
@@ -77,7 +80,7 @@ class MiniDetector(nn.Module):
         return self.heat(features), self.geometry(features)
 
     @torch.no_grad()
-    def detect(self, images: Sequence[np.ndarray | Tensor], threshold: float = 0.5) -> list[Detections]:
+    def detect(self, images: Sequence[np.ndarray | Tensor], threshold: float = THRESHOLD) -> list[Detections]:
         """Finds the faces of RGB uint8 pictures (height, width, 3) of any size, in their own pixels."""
         device = self.heat.weight.device
         found = []

@@ -17,6 +17,7 @@ from idgen.train.detector import DetectorConfig
 from idgen.train.inpaint import InpaintTrainConfig
 from idgen.train.recogniser import RecogniserConfig
 from idgen.train.restore import RestoreTrainConfig
+from idgen.train.text_encoder import TextEncoderConfig
 
 RECIPES = Path(idgen.configs.__file__).parent / "mini"
 KINDS = {
@@ -28,6 +29,7 @@ KINDS = {
     "arc2face": Arc2FaceTrainConfig,
     "inpaint": InpaintTrainConfig,
     "restore": RestoreTrainConfig,
+    "text_encoder": TextEncoderConfig,
 }
 
 

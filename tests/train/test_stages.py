@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from idgen.errors import IdgenError
 from idgen.models.registry import load_detector, load_recogniser
+from idgen.train.base import BaseConfig, BaseStage
 from idgen.train.detector import DetectorConfig, DetectorStage
 from idgen.train.landmarks import LandmarksConfig, LandmarksStage
+from idgen.train.text_encoder import TextEncoderConfig, TextEncoderStage
 
 REPO = Path(__file__).parents[2]
 SHORT = [
@@ -58,7 +62,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, people_folder: Path) -> di
     out["landmarks"] = _train("landmarks", "landmarks", root / "l", people_folder, "--train_batch_size", "4", *detector)
     recogniser = ["--recogniser", str(out["recogniser"])]
     out["vae"] = _train("autoencoder", "autoencoder", root / "v", people_folder, "--train_batch_size", "2", *recogniser)
-    out["base"] = _train("base", "base", root / "b", people_folder, "--train_batch_size", "4", "--vae", str(out["vae"]))
+    vae = ["--train_batch_size", "4", "--vae", str(out["vae"])]
+    out["text_encoder"] = _train("text_encoder", "text_encoder", root / "t", people_folder, *vae)
+    words = ["--text_encoder", str(out["text_encoder"]), "--text_encoder_rate", "0"]
+    out["base"] = _train("base", "base", root / "b", people_folder, *vae, *words)
     arc = ["--train_batch_size", "8", "--base", str(out["base"]), "--identity_start", "0", *recogniser]
     out["arc2face"] = _train("arc2face", "arc2face", root / "a", people_folder, *arc)
     return out
@@ -106,6 +113,51 @@ def test_base_is_a_stable_diffusion_pipeline_of_plain_diffusers(trained: dict[st
     pipe = StableDiffusionPipeline.from_pretrained(trained["base"], torch_dtype=torch.float32)
     made = pipe("a smiling woman", num_inference_steps=2, output_type="np").images
     assert made.shape == (1, 128, 128, 3)
+
+
+def test_base_keeps_the_words_of_the_text_encoder_that_it_is_given(trained: dict[str, Path]) -> None:
+    given, kept = (
+        load_file(folder / "text_encoder" / "model.safetensors")
+        for folder in (trained["text_encoder"], trained["base"])
+    )
+    assert given.keys() == kept.keys() and all(torch.equal(value, kept[name]) for name, value in given.items())
+    vocabularies = [(trained[name] / "tokenizer" / "tokenizer.json").read_text() for name in ("text_encoder", "base")]
+    assert vocabularies[0] == vocabularies[1]
+
+
+def test_base_with_a_text_encoder_that_learns_beside_it(
+    trained: dict[str, Path], people_folder: Path, tmp_path: Path
+) -> None:
+    cpu = torch.device("cpu")
+    common = {"output_dir": tmp_path, "data": people_folder, "validation": people_folder, "vae": trained["vae"]}
+    fresh = BaseStage(BaseConfig(**common), cpu)
+    assert [group["rate"] for group in fresh.groups()] == [1.0, 0.2]
+    assert len(fresh.groups()[1]["params"]) > 0
+    fresh.load(trained["base"])
+    given = load_file(trained["text_encoder"] / "text_encoder" / "model.safetensors")
+    loaded = fresh.module.text_encoder.state_dict()
+    assert all(torch.equal(value.float(), loaded[name]) for name, value in given.items())
+
+
+def test_text_encoder_learns_which_caption_belongs_to_which_picture(
+    trained: dict[str, Path], people_folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    common = {"output_dir": tmp_path, "data": people_folder, "validation": people_folder, "vae": trained["vae"]}
+    stage = TextEncoderStage(TextEncoderConfig(train_batch_size=8, **common), torch.device("cpu"))
+    optimiser = torch.optim.AdamW(stage.module.parameters(), 3e-4)
+    found = []
+    for _ in range(24):
+        losses = stage.losses(stage.module, stage.batch(np.random.default_rng(0)), 0.0)
+        losses["loss"].backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        found.append(float(losses["found"]))
+    assert found[0] < 0.5 and found[-1] > 0.8
+    figures, _ = stage.validate()
+    assert 0 <= figures["found"] <= 1 and 0 < figures["spread"] < 1
+    stage.save(tmp_path / "weights")
+    stage.load(tmp_path / "weights")
 
 
 def test_arc2face_writes_the_published_layout_in_half_precision(trained: dict[str, Path]) -> None:
