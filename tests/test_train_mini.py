@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 
 from idgen.models.mini_recogniser import MiniRecogniser
@@ -90,3 +91,36 @@ def test_an_autoencoder_takes_on_the_latents_of_another_and_still_decodes(monkey
         assert torch.allclose(vae.encode(photos).latents, wanted, atol=1e-3)
         error = (vae.decode(wanted).sample - made).pow(2).mean() / made.var()
     assert error < 0.02
+
+
+def _mixed(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    files = [str(folder / f"{name}.safetensors") for name in ("start", "after", "before", "out")]
+    command = [sys.executable, str(REPO / "tools/mix_weights.py"), *files, *more]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_weights_take_the_change_of_a_sibling(tmp_path: Path) -> None:
+    before = {"attn2.to_k.weight": torch.zeros(2, 3), "conv.weight": torch.zeros(2, 2, 1, 1), "bias": torch.ones(2)}
+    after = {name: value + 1 for name, value in before.items()}
+    start = {**before, "conv.weight": torch.full((2, 5, 1, 1), 4.0), "bias": torch.zeros(2).half()}
+    for name, state in (("start", start), ("after", after), ("before", before)):
+        save_file(state, tmp_path / f"{name}.safetensors")
+    done = _mixed(tmp_path, "--factor", "0.5", "--names", "attn2=1.0")
+    assert done.returncode == 0, done.stderr
+    out = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(out["attn2.to_k.weight"], torch.ones(2, 3))
+    assert out["conv.weight"].flatten().tolist() == [4.5, 4.5, 4, 4, 4] * 2
+    assert out["bias"].dtype == torch.float16 and out["bias"].tolist() == [0.5, 0.5]
+
+
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> None:
+    for name, size in (("start", 2), ("after", 3), ("before", 3)):
+        save_file({"a.weight": torch.zeros(size, 2)}, tmp_path / f"{name}.safetensors")
+    done = _mixed(tmp_path, "--factor", "1")
+    assert (
+        done.returncode == 2 and "not of one architecture: a.weight" in done.stderr and "Traceback" not in done.stderr
+    )
+    save_file({"b.weight": torch.zeros(3, 2)}, tmp_path / "after.safetensors")
+    done = _mixed(tmp_path, "--factor", "1")
+    assert "a.weight is not in all of them" in done.stderr
+    assert not (tmp_path / "out.safetensors").exists()
