@@ -75,6 +75,18 @@ def test_the_default_is_the_authors_forty_steps(photos, tmp_path, capfd):
     assert (report["steps"], report["variant"]) == (40, "visual")
 
 
+def test_the_mini_family_learns_a_person_at_its_own_rate_and_at_the_one_that_is_asked_for(photos, tmp_path, capfd):
+    learned = {}
+    for name, more in (("default", []), ("own", ["--learning-rate", "1e-3"]), ("authors", ["--learning-rate", "2e-5"])):
+        run(capfd, "personalise", photos[0], "--steps", "2", "-o", tmp_path / f"{name}.safetensors", *more)
+        changes = PersonWeights.load(tmp_path / f"{name}.safetensors").changes
+        learned[name] = torch.cat(
+            [v.flatten() for k, v in changes.items() if k != "modifier" and v.is_floating_point()]
+        )
+    assert torch.equal(learned["default"], learned["own"])
+    assert learned["default"].abs().max() > 10 * learned["authors"].abs().max() > 0
+
+
 def test_photos_of_several_people_are_noted_or_refused(photos, tmp_path, capfd, refused: Refused, monkeypatch):
     monkeypatch.setattr("idgen.inpainting.read_references", lambda *given: Identity(torch.eye(512)[:3], "mini"))
     words = ["personalise", *photos, "--steps", "1", *CPU]
@@ -90,6 +102,8 @@ def test_mistakes_are_one_line(photos, tmp_path, refused: Refused, monkeypatch):
     assert "no such file" in refused("personalise", photos[0], tmp_path / "missing.png", *out)
     assert "end in .safetensors" in refused("personalise", photos[0], "-o", tmp_path / "x.pt", *CPU)
     assert "not a whole number above 0" in refused("personalise", photos[0], "--steps", "0", *out)
+    assert "not a number above 0" in refused("personalise", photos[0], "--learning-rate", "0", *out)
+    assert "not a number above 0" in refused("personalise", photos[0], "--learning-rate", "nan", *out)
     assert "invalid choice: 'text'" in refused("personalise", photos[0], "--variant", "text", *out)
     assert "no such folder" in refused("personalise", photos[0], "--model", tmp_path / "nowhere", *out)
     empty = Detections(torch.zeros(0, 4), torch.zeros(0, 5, 2), torch.zeros(0))

@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="trains the attention to the person's tokens, or LoRA on the attention to text (default: visual)",
     )
     parser.add_argument("--steps", type=positive, default=40, metavar="N", help="training steps (default: 40)")
+    parser.add_argument(
+        "--learning-rate",
+        type=above_zero,
+        metavar="RATE",
+        help="the higher, the closer to the photos and the further from the words (default: 2e-5, lora 1e-4, mini 1e-3)",
+    )
     parser.add_argument("--strict", action="store_true", help="refuse photos that may show different people")
     add_model_flags(parser)
 
@@ -63,6 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.variant,
         encoder=encoder,
         seed=args.seed,
+        learning_rate=args.learning_rate,
         report=lambda steps: progress(steps, args.steps, "personalising"),
     )
     seconds = time.perf_counter() - start
@@ -82,3 +89,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def above_zero(text: str) -> float:
+    """A number above 0, of a flag."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
