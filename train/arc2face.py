@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from idgen.adapters.arc2face import Arc2FaceConfig, IdentityPrompt, identity_prompt_embeds, null_prompt_embeds
+from idgen.adapters.arc2face.convert import load_model
 from idgen.data.encoded import encode_identities, encode_latents
 from idgen.data.faces import FaceFolder
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
@@ -34,6 +34,7 @@ from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.pictures import grid, to_float, to_pil
 from idgen.train.sampling import sample
+from idgen.train.text_encoder import open_tokenizer
 
 
 class Arc2FaceTrainConfig(TrainConfig):
@@ -68,8 +69,7 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
     def __init__(self, config: Arc2FaceTrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
-        self.vae = AutoencoderTiny.from_pretrained(config.base / "vae", torch_dtype=torch.float32).to(device).eval()
-        self.vae.requires_grad_(False)
+        self.vae: Any = load_model(config.base / "vae", "autoencoder").to(device).requires_grad_(False)
         self.recogniser = load_recogniser(config.recogniser).to(device).requires_grad_(False)
         vae_file = config.base / "vae" / "diffusion_pytorch_model.safetensors"
         recogniser_file = config.recogniser / "model.safetensors"
@@ -77,7 +77,7 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         identities = _unit(encode_identities(self.data, self.recogniser, recogniser_file, device))
         self.identities = torch.from_numpy(identities).to(device)
         self.held_out_identities = _unit(encode_identities(self.held_out, self.recogniser, recogniser_file, device))
-        self.tokenizer = CLIPTokenizer.from_pretrained(config.base / "tokenizer")
+        self.tokenizer = open_tokenizer(config.base / "tokenizer")
         self.adapter = Arc2FaceConfig(recogniser=_recogniser_name(config.recogniser))
         self.prompt = IdentityPrompt.tokenise(self.tokenizer, self.adapter)
         self.scheduler = build_scheduler()

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
+from idgen.adapters.arc2face.convert import load_encoder, load_model
 from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
 from idgen.losses.diffusion import add_noise, denoising_loss
@@ -56,7 +55,7 @@ class BaseStage(Stage[BaseConfig]):
     def __init__(self, config: BaseConfig, device: torch.device) -> None:
         super().__init__(config, device)
         data, held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
-        self.vae = AutoencoderTiny.from_pretrained(config.vae).to(device)
+        self.vae: Any = load_model(config.vae, "autoencoder").to(device)
         latents = encode_latents(data, self.vae, config.vae / "diffusion_pytorch_model.safetensors", device)
         self.latents = torch.from_numpy(latents).to(device)
         given = config.start_from or config.text_encoder
@@ -97,7 +96,7 @@ class BaseStage(Stage[BaseConfig]):
         return denoiser_groups(self.module, self.config.text_encoder_rate)
 
     def save(self, folder: Path) -> None:
-        vae = AutoencoderTiny.from_pretrained(self.config.vae)
+        vae: Any = load_model(self.config.vae, "autoencoder")
         text_encoder, unet = build_text_encoder(self.tokenizer), build_unet()
         text_encoder.load_state_dict(self.module.text_encoder.state_dict())
         unet.load_state_dict(self.module.unet.state_dict())
@@ -141,7 +140,7 @@ def attend_plainly(module: nn.Module, device: torch.device) -> None:
 
 def load_unet(module: nn.Module, folder: Path) -> None:
     """Fills `module.unet` from a folder."""
-    module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).state_dict())
+    module.unet.load_state_dict(load_model(folder, "UNet").state_dict())
 
 
 def load_denoiser(module: nn.Module, unet: Path, text_encoder: Path) -> None:
@@ -152,7 +151,7 @@ def load_denoiser(module: nn.Module, unet: Path, text_encoder: Path) -> None:
 
 def load_text_encoder(module: nn.Module, folder: Path) -> None:
     """Fills `module.text_encoder` from a folder."""
-    module.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder, dtype=torch.float32).state_dict())
+    module.text_encoder.load_state_dict(load_encoder(folder).state_dict())
 
 
 if __name__ == "__main__":

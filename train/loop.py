@@ -42,6 +42,8 @@ from idgen.train.final_report import write_report
 from idgen.train.sharded_weights import prepare_deepspeed, refuse_sharding, whole
 from idgen.train.train_log import TrainLog, trackers
 
+# Settings that name weights made elsewhere.
+GIVEN = ("vae", "unet", "text_encoder", "tokenizer", "base", "recogniser", "detector")
 Config = TypeVar("Config", bound=TrainConfig)
 Batch = dict[str, Any]
 
@@ -103,6 +105,7 @@ def run(stage_type: Callable[[Any, torch.device], Stage[Any]], config_type: type
 
 def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConfig) -> Path:
     """Trains one stage to its end and returns the folder with the finished weights."""
+    _check_given(config)
     if config.dry_run:
         return _rehearse(stage_type, config)
     check_output(config.output_dir)
@@ -198,6 +201,16 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
     accelerator.wait_for_everyone()
     log.close()
     return weights
+
+
+def _check_given(config: TrainConfig) -> None:
+    """Raises IdgenError for weights that a setting names and that are not there: libraries would look for them on a hub."""
+    for name in GIVEN:
+        path = getattr(config, name, None)
+        if isinstance(path, Path) and not path.exists():
+            raise IdgenError(
+                f"{name}: no such file or folder: {path}; give --{name}, or train it first (docs/training.md says by what)"
+            )
 
 
 class _Batches:

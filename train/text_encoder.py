@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import Encoder
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
+from idgen.adapters.arc2face.convert import load_encoder, load_model
 from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
+from idgen.errors import IdgenError
 from idgen.models.mini_family import HIDDEN, LATENT_CHANNELS, PROMPT_WORDS, build_text_encoder, build_tokenizer
 from idgen.models.probe import POSE_UNIT
 from idgen.synthetic.captions import vocabulary
@@ -49,7 +50,7 @@ class TextEncoderStage(Stage[TextEncoderConfig]):
     def __init__(self, config: TextEncoderConfig, device: torch.device) -> None:
         super().__init__(config, device)
         folders = FaceFolder.open(config.data), FaceFolder.open(config.validation)
-        vae = AutoencoderTiny.from_pretrained(config.vae).to(device)
+        vae = load_model(config.vae, "autoencoder").to(device)
         weights = config.vae / "diffusion_pytorch_model.safetensors"
         self.latents, self.held_out_latents = (
             torch.from_numpy(encode_latents(folder, vae, weights, device)) for folder in folders
@@ -99,8 +100,7 @@ class TextEncoderStage(Stage[TextEncoderConfig]):
         self.tokenizer.save_pretrained(folder / TOKENIZER)
 
     def load(self, folder: Path) -> None:
-        given = CLIPTextModel.from_pretrained(folder / WEIGHTS, dtype=torch.float32)
-        self.module.text_encoder.load_state_dict(given.state_dict())
+        self.module.text_encoder.load_state_dict(load_encoder(folder / WEIGHTS).state_dict())
 
 
 class CaptionMatcher(nn.Module):
@@ -143,8 +143,12 @@ def acting(data: FaceFolder) -> Tensor:
 
 
 def open_tokenizer(folder: Path | None) -> CLIPTokenizer:
-    """The tokenizer of a folder, or a new one for the captions' words."""
-    return CLIPTokenizer.from_pretrained(folder) if folder else build_tokenizer([*vocabulary(), *PROMPT_WORDS])
+    """The tokenizer of a folder, or a new one for the captions' words. Raises IdgenError for a folder without one."""
+    if folder is None:
+        return build_tokenizer([*vocabulary(), *PROMPT_WORDS])
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise IdgenError(f"no tokenizer in {folder}: neither tokenizer.json nor vocab.json is there")
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:

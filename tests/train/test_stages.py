@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from idgen.errors import IdgenError
 from idgen.models.registry import load_detector, load_recogniser
+from idgen.train.arc2face import Arc2FaceStage, Arc2FaceTrainConfig
 from idgen.train.base import BaseConfig, BaseStage
 from idgen.train.detector import DetectorConfig, DetectorStage
 from idgen.train.landmarks import LandmarksConfig, LandmarksStage
+from idgen.train.loop import fit
 from idgen.train.text_encoder import TextEncoderConfig, TextEncoderStage
 from idgen.weights import mini_root
 
@@ -175,3 +177,32 @@ def test_a_missing_data_folder_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "idgen synth --out nowhere" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "words"),
+    [
+        ("base", "vae", "vae: no such file or folder: nowhere; give --vae"),
+        ("base", "text_encoder", "text_encoder: no such file or folder: nowhere"),
+        ("text_encoder", "vae", "vae: no such file or folder: nowhere"),
+        ("arc2face", "base", "base: no such file or folder: nowhere"),
+        ("base", "tokenizer", "no tokenizer in"),
+    ],
+)
+def test_weights_that_are_not_there_are_one_line(
+    stage: str, setting: str, words: str, people_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kinds = {
+        "base": (BaseStage, BaseConfig),
+        "text_encoder": (TextEncoderStage, TextEncoderConfig),
+        "arc2face": (Arc2FaceStage, Arc2FaceTrainConfig),
+    }
+    given = {"output_dir": "out", "data": people_folder, "validation": people_folder, "vae": mini_root() / "vae"}
+    if stage == "arc2face":
+        given = {k: v for k, v in given.items() if k != "vae"} | {"recogniser": mini_root() / "recogniser"}
+    given[setting] = tmp_path if setting == "tokenizer" else "nowhere"
+    run, config = kinds[stage]
+    with pytest.raises(IdgenError, match=words) as caught:
+        fit(run, config(**given))
+    assert "\n" not in str(caught.value)
