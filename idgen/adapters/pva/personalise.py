@@ -109,7 +109,8 @@ def train_person(
                 weights = [*adapter.kv.parameters(), *adapter.query.parameters()]
             for value in (*weights, adapter.modifier):
                 value.requires_grad_(True)
-            rate = learning_rate or (MINI_RATE if adapter.config.recogniser == "mini" else RATES[variant])
+            usual = MINI_RATE if adapter.config.recogniser == "mini" else RATES[variant]
+            rate = usual if learning_rate is None else learning_rate
             groups = [{"params": weights, "lr": rate}, {"params": [adapter.modifier], "lr": modifier_rate}]
             optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
             denoiser = PVADenoiser(pipe.unet, adapter, pipe.text_encoder).eval()
