@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:

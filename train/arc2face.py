@@ -29,9 +29,11 @@ from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_
 from idgen.losses.identity import IdentitySchedule, schedule_weights, scheduled_identity
 from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet
 from idgen.models.registry import load_recogniser
+from idgen.rewards.views import vae_decoder
 from idgen.train.base import attend_plainly, denoiser_groups, load_denoiser, load_unet
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_float, to_pil
 from idgen.train.sampling import sample
 from idgen.train.text_encoder import open_tokenizer
@@ -60,6 +62,9 @@ class Arc2FaceTrainConfig(TrainConfig):
         400, ge=1, description="window: at more noise the predicted picture shows nobody"
     )
     identity_batch: int = Field(12, ge=1, description="samples of a batch that are decoded for it")
+    tiny: str | None = Field(
+        None, description="a small decoder for it, as train/reward.py's; the autoencoder's own by default"
+    )
     guidance_scale: float = Field(2.0, ge=0, description="of the grids")
 
 
@@ -70,6 +75,8 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.vae: Any = load_model(config.base / "vae", "autoencoder").to(device).requires_grad_(False)
+        self.vae.to(memory_format=torch.channels_last)
+        self.decode = load_tiny(config.tiny, device) if config.tiny else vae_decoder(self.vae)
         self.recogniser = load_recogniser(config.recogniser).to(device).requires_grad_(False)
         vae_file = config.base / "vae" / "diffusion_pytorch_model.safetensors"
         recogniser_file = config.recogniser / "model.safetensors"
@@ -124,11 +131,8 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         clean = predicted_latents(self.scheduler, prediction, noised)
         weights, targets = weights * ~batch["dropped"], batch["targets"]
         return scheduled_identity(
-            self.recogniser, self._decode, clean, batch["landmarks"], targets, weights, config.identity_batch
+            self.recogniser, self.decode, clean, batch["landmarks"], targets, weights, config.identity_batch
         )
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
 
     def groups(self) -> list[dict[str, Any]]:
         return denoiser_groups(self.module, self.config.text_encoder_rate)

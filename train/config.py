@@ -42,7 +42,9 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     mixed_precision: str = Field("bf16", pattern="^(no|bf16|fp16)$")
-    num_threads: int | None = Field(None, ge=1, description="CPU threads; all cores by default")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads; all cores that the process may use by default"
+    )
     checkpointing_steps: int = Field(500, ge=1)
     checkpoints_total_limit: int = Field(2, ge=1)
     validation_steps: int = Field(500, ge=1)

@@ -25,7 +25,7 @@ from idgen.adapters.embeddings import RawEmbeddings
 from idgen.adapters.pva import PVAAdapter, PVAConfig
 from idgen.adapters.pva.prompt import NEGATIVE, PROMPT, PersonPrompts
 from idgen.adapters.pva.sources import ADAPTER, SAVED
-from idgen.adapters.pva.training import HoleBatch, PVADenoiser, hole_loss, make_holes, stratified_times
+from idgen.adapters.pva.training import HoleBatch, PVADenoiser, make_holes, predict_hole, stratified_times
 from idgen.adapters.pva.transform import face_crop
 from idgen.adapters.wplus.sources import load_base
 from idgen.checkpoint import sha256
@@ -34,13 +34,17 @@ from idgen.data.faces import FaceFolder
 from idgen.data.portraits import Portraits, SynthPortraits, as_tensor, embed_portraits
 from idgen.errors import IdgenError
 from idgen.faces.align_torch import norm_crop_torch
+from idgen.losses.diffusion import Noised, denoising_loss, predicted_latents
+from idgen.losses.identity import IdentitySchedule, schedule_weights, weighed_distance
 from idgen.models.inpainting import inpainting_unet
 from idgen.models.iresnet import load_iresnet
 from idgen.models.registry import load_recogniser, read_config
 from idgen.pipelines.pva import PVAInpaintPipeline
+from idgen.rewards.views import vae_decoder
 from idgen.train.base import attend_plainly
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_pil
 
 
@@ -65,6 +69,17 @@ class InpaintTrainConfig(TrainConfig):
     transform_rate: float = Field(4.0, gt=0, description="the token network's multiple of the learning rate")
     modifier_rate: float = Field(125.0, gt=0, description="the person's word's multiple of the learning rate")
     initialiser: str = Field("person", description="word whose embedding the person's word starts as")
+    identity_weight: float = Field(0.0, ge=0, description="of a loss that PVA's authors do not have; 0 is without")
+    identity_schedule: IdentitySchedule = Field(
+        "window", description="scaled: by what is left of the picture, as ReF-LDM; naive: alike at any noise; window"
+    )
+    identity_max_timestep: int = Field(
+        400, ge=1, description="window: at more noise the predicted picture shows nobody"
+    )
+    identity_batch: int = Field(8, ge=1, description="samples of a batch that are decoded for it")
+    tiny: str | None = Field(
+        None, description="a small decoder for it, as train/reward.py's; the autoencoder's own by default"
+    )
 
 
 class InpaintStage(Stage[InpaintTrainConfig]):
@@ -75,7 +90,8 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         parts: dict[str, Any] = load_base(config.base, {})
         for name, part in parts.items():
             parts[name] = part.to(device).eval().requires_grad_(False)
-        self.vae = parts["vae"]
+        self.vae = parts["vae"].to(memory_format=torch.channels_last)
+        self.decode = load_tiny(config.tiny, device) if config.tiny else vae_decoder(self.vae)
         self.tokenizer = CLIPTokenizer.from_pretrained(config.base / "tokenizer")
         self.scheduler = DDIMScheduler.from_pretrained(config.base / "scheduler")
         unet = self._unet(parts["unet"]).to(device)
@@ -105,7 +121,12 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         mirrored = rng.random(len(chosen)) < config.flip_share
         pictures[mirrored], holes[mirrored] = pictures[mirrored, :, ::-1], holes[mirrored, :, ::-1]
         texts = [self._prompt(int(index), bool(one), rng) for index, one in zip(chosen, shown, strict=True)]
+        # Who it is: what the recogniser sees in all the others.
+        people = [F.normalize(torch.from_numpy(self.embeddings[rest]), dim=1).mean(0) for rest in others]
         return {
+            "photos": torch.from_numpy(chosen),
+            "mirrored": torch.from_numpy(mirrored).to(self.device),
+            "people": torch.stack(people).to(self.device),
             "pictures": as_tensor(pictures, self.device),
             "holes": torch.from_numpy(holes[:, None]).to(self.device).float(),
             # Left on the CPU: each person's are looked at there, and moved together.
@@ -131,7 +152,33 @@ class InpaintStage(Stage[InpaintTrainConfig]):
             often(batch["shown"]) if self.config.condition_dropout else None,
         )
         times = stratified_times(self.scheduler, len(latents), bins, self.device).flatten()
-        return {"loss": hole_loss(model, self.scheduler, rows, times, torch.randn_like(rows.latents))}
+        prediction, noised = predict_hole(model, self.scheduler, rows, times, torch.randn_like(rows.latents))
+        denoising = denoising_loss(prediction, noised)
+        if not self.config.identity_weight:
+            return {"loss": denoising}
+        identity = self._identity(predicted_latents(self.scheduler, prediction, noised), noised, batch)
+        return {
+            "loss": denoising + self.config.identity_weight * identity,
+            "denoising": denoising,
+            "identity": identity,
+        }
+
+    def _identity(self, clean: Tensor, noised: Noised, batch: Batch) -> Tensor:
+        config, photos = self.config, len(batch["photos"])
+        weights = schedule_weights(
+            config.identity_schedule, self.scheduler.alphas_cumprod, noised.timesteps, config.identity_max_timestep
+        )
+
+        def see(pictures: Tensor, rows: Tensor) -> Tensor:
+            rows = rows % photos
+            pictures = torch.where(batch["mirrored"][rows].view(-1, 1, 1, 1), pictures.flip(3), pictures)
+            return self._embed(self.data, pictures, batch["photos"][rows.cpu()].numpy())
+
+        weights, targets = (
+            weights * batch["shown"].repeat(config.time_bins),
+            batch["people"].repeat(config.time_bins, 1),
+        )
+        return weighed_distance(see, self.decode, clean, targets, weights, config.identity_batch)
 
     def groups(self) -> list[dict[str, Any]]:
         network = list(self.adapter.transform_network.parameters())
@@ -226,7 +273,10 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         """Raw embeddings, of crops as the recogniser was trained with."""
         if isinstance(data, SynthPortraits):
             landmarks = torch.from_numpy(data.data.landmarks[numbers]).to(pictures.device)
-            return self.recogniser(norm_crop_torch(pictures, landmarks)).float()
+            # Half precision would place the crop's pixels wrongly.
+            with torch.autocast(pictures.device.type, enabled=False):
+                crops = norm_crop_torch(pictures.float(), landmarks)
+            return self.recogniser(crops).float()
         return self.recogniser(face_crop(pictures)).float()
 
     def _others(self, index: int) -> np.ndarray:

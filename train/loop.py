@@ -33,6 +33,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from idgen.console import say
+from idgen.devices import usable_cores
 from idgen.errors import IdgenError
 from idgen.files import atomic_write, check_output
 from idgen.train.average_weights import Average
@@ -240,7 +241,7 @@ class _Batches:
 def _accelerator(config: TrainConfig) -> Accelerator:
     if not torch.cuda.is_available():
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // processes))
+        torch.set_num_threads(config.num_threads or max(1, usable_cores() // processes))
         torch.set_flush_denormal(True)
     names = trackers(config.report_to)
     accelerator = Accelerator(

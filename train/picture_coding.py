@@ -26,12 +26,12 @@ def load_tiny(source: str, device: torch.device) -> Decoder:
     config = Path(source) / "config.json"
     try:
         if config.is_file() and json.loads(config.read_text()).get("architecture") == "tiny_decoder":
-            return load_tiny_decoder(Path(source)).to(device)
-        vae = AutoencoderTiny.from_pretrained(source, torch_dtype=torch.float32)
+            return load_tiny_decoder(Path(source)).to(device, memory_format=torch.channels_last)
+        vae: Any = AutoencoderTiny.from_pretrained(source, torch_dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IdgenError(f"cannot load the small decoder {source}: {reason}") from error
-    return vae_decoder(vae.to(device).requires_grad_(False))
+    return vae_decoder(vae.to(device, memory_format=torch.channels_last).requires_grad_(False))
 
 
 def encode_photos(data: FaceFolder, vae: Any, weights: Path, device: torch.device) -> np.ndarray:

@@ -203,7 +203,8 @@ def _frozen(pipe: Any, device: torch.device) -> Any:
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
     pipe.to(device)
-    pipe.unet.to(memory_format=torch.channels_last)
+    for part in (pipe.unet, pipe.vae):
+        part.to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from idgen.devices import usable_cores
 
 HELP = "render a data set of synthetic people, with ground truth and captions"
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         format=args.format,
         device=device,
     )
-    workers = _cores() if args.workers is None and device == "cpu" else args.workers
+    workers = usable_cores() if args.workers is None and device == "cpu" else args.workers
     report = write_dataset(settings, args.out, workers=1 if workers is None else workers, progress=progress)
     there = report.images - report.rendered
     say(
@@ -57,8 +58,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         + f": {report.images_per_second:.1f} images/s"
     )
     return asdict(report)
-
-
-def _cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

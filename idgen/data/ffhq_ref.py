@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from idgen.checkpoint import sha256
-from idgen.data.encoded import encode_latents
+from idgen.data.encoded import encode_identities, encode_latents
 from idgen.data.faces import CACHE, FaceFolder
 from idgen.data.portraits import embed_portraits
 from idgen.errors import IdgenError
 from idgen.files import atomic_write
 from idgen.imageio import load_image
+from idgen.losses.identity import face_region
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -51,16 +52,21 @@ class ReferencePhotos(Protocol):
     Attributes:
         targets: numbers of the photos to restore.
         references: for each of them the numbers of others of the person; none where only single photos are known.
+        landmarks: (photos, 5, 2) px, or None: the faces lie as in FFHQ.
     """
 
     targets: np.ndarray
     references: list[np.ndarray]
+    landmarks: np.ndarray | None
 
     def picture(self, index: int) -> np.ndarray:
         """uint8 (size, size, 3), sRGB."""
 
     def latents(self, vae: Any, weights: Path, device: torch.device) -> np.ndarray:
         """(photos, channels, h, w) scaled latents of all photos, computed once; `weights` is the file `vae` came from."""
+
+    def identities(self, recogniser: Any, weights: Path, device: torch.device) -> np.ndarray:
+        """(photos, dim) unit embeddings of all photos, computed once; `weights` is the file `recogniser` came from."""
 
 
 class SynthReferences:
@@ -73,12 +79,16 @@ class SynthReferences:
         shots = [one for one in data.shots if len(one) > 1]
         self.targets = np.concatenate([*shots, np.zeros(0, np.int64)])
         self.references = [np.delete(one, index) for one in shots for index in range(len(one))]
+        self.landmarks: np.ndarray | None = data.landmarks
 
     def picture(self, index: int) -> np.ndarray:
         return self.data.images[index]
 
     def latents(self, vae: Any, weights: Path, device: torch.device) -> np.ndarray:
         return encode_latents(self.data, vae, weights, device)
+
+    def identities(self, recogniser: Any, weights: Path, device: torch.device) -> np.ndarray:
+        return _unit(encode_identities(self.data, recogniser, weights, device))
 
 
 class FFHQRef:
@@ -103,6 +113,7 @@ class FFHQRef:
         self.files = list(numbers)
         self.targets = np.array([numbers[row.target] for row in rows], np.int64)
         self.references = [np.array([numbers[name] for name in row.references], np.int64) for row in rows]
+        self.landmarks: np.ndarray | None = None
         self.cache = folder / CACHE / f"{split}-{size}"
 
     def __len__(self) -> int:
@@ -119,6 +130,12 @@ class FFHQRef:
             return vae.encode(pictures).latents * vae.config.scaling_factor
 
         return embed_portraits(cast(Any, self), encode, f"latents-{sha256(weights)[:12]}", device)
+
+    def identities(self, recogniser: Any, weights: Path, device: torch.device) -> np.ndarray:
+        def embed(pictures: Tensor, _: np.ndarray) -> Tensor:
+            return recogniser(face_region(pictures))
+
+        return _unit(embed_portraits(cast(Any, self), embed, f"identities-{sha256(weights)[:12]}", device))
 
 
 def open_references(folder: str | os.PathLike[str], split: Split, size: int, *, alone: bool = False) -> ReferencePhotos:
@@ -187,6 +204,11 @@ def _names(text: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(text)
     return tuple(names)
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    raw = np.asarray(embeddings, np.float32)
+    return raw / np.linalg.norm(raw, axis=1, keepdims=True)
 
 
 def _read_list(path: Path) -> list[str]:

@@ -107,13 +107,36 @@ def scheduled_identity(
         weights: (batch,) from `schedule_weights`, times 0 for samples that do not count.
         most: so many of those that count are decoded; the rest is not looked at.
     """
+
+    def see(pictures: Tensor, rows: Tensor) -> Tensor:
+        # Half precision would place the crop's pixels wrongly.
+        with torch.autocast(pictures.device.type, enabled=False):
+            crops = norm_crop_torch(pictures, landmarks[rows])
+        return embed(crops)
+
+    return weighed_distance(see, decode, clean, targets, weights, most)
+
+
+def weighed_distance(
+    see: Callable[[Tensor, Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    clean: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    most: int,
+) -> Tensor:
+    """`scheduled_identity` for any way of looking at pictures.
+
+    Args:
+        see: pictures (n, 3, height, width) in [-1, 1], and which rows of the batch they are (n,) -> embeddings (n, dim).
+        decode, clean, targets, weights, most: as there.
+    """
     chosen = weights.nonzero()[:, 0][:most]
-    pictures = decode(clean[chosen]).float()
-    # Half precision would place the crop's pixels wrongly.
-    with torch.autocast(pictures.device.type, enabled=False):
-        crops = norm_crop_torch(pictures, landmarks[chosen])
-    distances = 1 - F.cosine_similarity(embed(crops).float(), targets[chosen].float())
-    return (weights[chosen] * distances).sum() / max(1, len(chosen))
+    if not len(chosen):
+        return clean.sum() * 0
+    embeddings = see(decode(clean[chosen]).float(), chosen).float()
+    distances = 1 - F.cosine_similarity(embeddings, targets[chosen].float())
+    return (weights[chosen] * distances).mean()
 
 
 def clean_latents(noisy: Tensor, prediction: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:

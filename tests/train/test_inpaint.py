@@ -12,9 +12,11 @@ import pytest
 import torch
 
 import idgen.configs
-from idgen.adapters.pva.training import stratified_times
+from idgen.adapters.pva.training import make_holes, stratified_times
+from idgen.data.portraits import as_tensor
 from idgen.errors import IdgenError
 from idgen.faces import FaceEncoder
+from idgen.losses.diffusion import noised_at
 from idgen.models.inpainting import inpainting_unet
 from idgen.models.mini_family import build_scheduler
 from idgen.pipelines import PVAInpaintPipeline
@@ -94,6 +96,26 @@ def test_a_batch_never_shows_the_picture_itself_as_its_reference(stage: InpaintS
         assert holes.shape == (2, 1, 128, 128) and set(holes.unique().tolist()) == {0.0, 1.0}
     people = stage.data.people
     assert all(index not in stage._others(index) for numbers in people for index in numbers.tolist())
+
+
+def test_the_loss_of_identity_looks_at_the_photo_as_it_was_before_mirroring(stage: InpaintStage) -> None:
+    stage.config = stage.config.model_copy(
+        update={"identity_weight": 1.0, "identity_schedule": "naive", "identity_batch": 4, "condition_dropout": 0.0}
+    )
+    batch = stage.batch(np.random.default_rng(4)) | {"mirrored": torch.tensor([True, False])}
+    batch["pictures"][0] = as_tensor(stage.data.picture(int(batch["photos"][0]))[None, :, ::-1], stage.device)[0]
+    batch["pictures"][1] = as_tensor(stage.data.picture(int(batch["photos"][1]))[None], stage.device)[0]
+    # Each photo is asked for itself: only then is nothing lost by drawing it.
+    batch["people"] = torch.from_numpy(stage.embeddings[batch["photos"].numpy()])
+    latents, _, _ = make_holes(stage.vae, batch["pictures"], batch["holes"])
+    noised = noised_at(
+        stage.scheduler, latents.repeat(2, 1, 1, 1), torch.randn(4, 8, 16, 16), torch.tensor([9, 9, 99, 99])
+    )
+    right = stage._identity(latents.repeat(2, 1, 1, 1), noised, batch)
+    wrong = stage._identity(latents.repeat(2, 1, 1, 1), noised, batch | {"mirrored": torch.tensor([False, True])})
+    assert 0 < right < 0.3 and right < wrong - 0.03
+    losses = stage.losses(stage.module, stage.batch(np.random.default_rng(0)), 1.0)
+    assert torch.isclose(losses["loss"], losses["denoising"] + losses["identity"])
 
 
 def test_what_is_frozen_is_no_part_of_a_checkpoint(stage: InpaintStage) -> None:

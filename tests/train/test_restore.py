@@ -15,6 +15,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 import idgen.configs
 from idgen.data.ffhq_ref import write_tables
 from idgen.errors import IdgenError
+from idgen.faces.align_torch import norm_crop_torch
 from idgen.pipelines import ReferenceRestorePipeline
 from idgen.train.config import parse_config
 from idgen.train.restore import MODELS, RestoreStage, RestoreTrainConfig, _several
@@ -129,6 +130,46 @@ def test_what_is_left_out_is_zero_and_a_batch_follows_from_its_number(people_fol
     training.losses(training.module, first, progress=1)
     assert not seen[0][0].any() and not seen[0][1].any()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("target", ["photo", "person"])
+def test_the_loss_of_identity_looks_at_aligned_faces(target, people_folder, tmp_path, monkeypatch):
+    training = stage(people_folder, tmp_path, "--identity_target", target, "--time_bins", "2", "--identity_batch", "4")
+    batch = training.batch(np.random.default_rng(0))
+    batch["references_dropped"][:] = False
+    shown = []
+    inner = training.recogniser.forward
+    monkeypatch.setattr(training.recogniser, "forward", lambda crops: (shown.append(crops), inner(crops))[1])
+    perfect = {"seen": []}
+
+    def model(noisy, times, lq, references):
+        # The velocity that stands for the photo's own latents.
+        alpha = training.scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
+        latents = batch["latents"].repeat(2, 1, 1, 1)
+        perfect["seen"].append(latents)
+        return (alpha.sqrt() * noisy - latents) / (1 - alpha).sqrt().clamp_min(1e-4)
+
+    losses = training.losses(model, batch, progress=1.0)
+    with torch.no_grad():
+        whole = training.decode(batch["latents"]).float()
+        crops = norm_crop_torch(whole, torch.from_numpy(training.data.landmarks[batch["photos"].numpy()]))
+    assert torch.allclose(shown[-1], crops.repeat(2, 1, 1, 1), atol=2e-2)
+    if target == "photo":
+        assert losses["identity"] < 1e-3, "the photo itself is what is wanted"
+    else:
+        others = [training.identities[training.data.references[row]].mean(0) for row in _rows(training, batch)]
+        with torch.no_grad():
+            cosine = torch.nn.functional.cosine_similarity(inner(crops), torch.from_numpy(np.stack(others)))
+        assert 0 < losses["identity"] < float((1 - cosine).max()) + 1e-2
+
+
+def test_who_is_told_nothing_is_not_asked_for_anybody(people_folder, tmp_path):
+    training = stage(people_folder, tmp_path, "--identity_target", "person", "--condition_dropout", "1")
+    assert training.losses(training.module, training.batch(np.random.default_rng(0)), progress=1.0)["identity"] == 0
+
+
+def _rows(training, batch):
+    return [int(np.flatnonzero(training.data.targets == photo)[0]) for photo in batch["photos"].numpy()]
 
 
 def test_damage_may_be_that_of_real_photos(people_folder, tmp_path):

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel
 from idgen.adapters.embeddings import RawEmbeddings
 from idgen.adapters.pva.adapter import PVAAdapter
 from idgen.adapters.pva.prompt import PersonPrompts, encode_prompts
-from idgen.losses.diffusion import denoising_loss, noised_at
+from idgen.losses.diffusion import Noised, denoising_loss, noised_at
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,14 @@ def stratified_times(scheduler: Any, batch: int, bins: int, device: torch.device
 
 
 def hole_loss(denoiser: Any, scheduler: Any, batch: HoleBatch, timesteps: Tensor, noise: Tensor) -> Tensor:
-    """The denoising loss over a batch at given times: plain for models that predict the noise, as PVA was trained.
+    """The denoising loss over a batch at given times, as `predict_hole` has them."""
+    return denoising_loss(*predict_hole(denoiser, scheduler, batch, timesteps, noise))
+
+
+def predict_hole(
+    denoiser: Any, scheduler: Any, batch: HoleBatch, timesteps: Tensor, noise: Tensor
+) -> tuple[Tensor, Noised]:
+    """What the model answers at given times, and what it should: weighed alike for models that predict the noise, as in PVA.
 
     Those that predict velocity have min-SNR weights, as the mini family was trained.
 
@@ -111,8 +118,7 @@ def hole_loss(denoiser: Any, scheduler: Any, batch: HoleBatch, timesteps: Tensor
     gamma = math.inf if scheduler.config.prediction_type == "epsilon" else 5.0
     noised = noised_at(scheduler, batch.latents, noise, timesteps, gamma)
     given = torch.cat([noised.noisy, batch.mask, batch.masked], 1)
-    prediction = denoiser(given, timesteps, batch.prompts, batch.references, batch.shown)
-    return denoising_loss(prediction, noised)
+    return denoiser(given, timesteps, batch.prompts, batch.references, batch.shown), noised
 
 
 def train_on_bins(
