@@ -103,10 +103,12 @@ class ReferenceRestorePipeline(DiffusionPipeline):
             if part not in kwargs:
                 kwargs[part] = load_model(folder, what, dtype=_dtype(kwargs, part), variant=kwargs.get("variant"))
         try:
-            return super().from_pretrained(str(source.folder), **kwargs)
+            pipe = super().from_pretrained(str(source.folder), **kwargs)
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise IdgenError(f"cannot load the pipeline in {source.folder}: {reason}") from error
+        pipe.vq.to(memory_format=torch.channels_last)  # faster on a CPU, see Arc2FacePipeline
+        return pipe
 
     @property
     def kv(self) -> CacheKV:

@@ -9,6 +9,7 @@ samples, so that guidance works for each. A loss of identity may act beside it, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -69,7 +70,11 @@ class AdapterTrainConfig(TrainConfig):
     face_dropout: float = Field(0.05, ge=0, le=1, description="samples that are told the words alone")
     prompt_dropout: float = Field(0.05, ge=0, le=1, description="samples that are told the face alone")
     condition_dropout: float = Field(0.05, ge=0, le=1, description="samples that are told nothing")
-    snr_gamma: float = Field(5.0, gt=0, description="of the loss's min-SNR weights")
+    snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        description="of min-SNR weights of the loss, for models that predict the noise; null: all times alike",
+    )
     identity_weight: float = Field(0.0, ge=0, description="0 is without")
     identity_recogniser: str | None = Field(
         None, description="a face encoder in torch; the conditioning one by default"
@@ -171,7 +176,7 @@ class AdapterStage(Stage[AdapterTrainConfig]):
 
     def losses(self, model: Callable[..., Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
         condition = self.subject.condition(batch["vectors"], batch["prompts"])
-        noised = add_noise(self.subject.pipe.scheduler, batch["latents"], self.config.snr_gamma)
+        noised = add_noise(self.subject.pipe.scheduler, batch["latents"], self.config.snr_gamma or math.inf)
         prediction = model(noised.noisy, noised.timesteps, condition)
         denoising = denoising_loss(prediction, noised)
         losses = {"loss": denoising, "denoising": denoising}

@@ -11,6 +11,7 @@ to what it knew. `weights/adapter.safetensors` is the result, for `idgen.finetun
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -92,7 +93,11 @@ class LoraConfig(TrainConfig):
     adapter: FinetuneConfig = FinetuneConfig()
     prior: PriorSettings = PriorSettings()
     resolution: int | None = Field(None, ge=32, description="pixels per side; what the base was trained on by default")
-    snr_gamma: float = Field(5.0, gt=0, description="of the loss's min-SNR weights")
+    snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        description="of min-SNR weights of the loss, for models that predict the noise; null: all times alike",
+    )
     text_encoder_rate: float = Field(0.5, gt=0, le=1, description="share of the learning rate for text encoders")
     validation_prompts: list[str] = Field(
         [], description="of the grids of a text-to-image base; the caption by default"
@@ -163,7 +168,7 @@ class LoraStage(Stage[LoraConfig]):
         return {"latents": latents, "masks": masks, "conditions": conditions, "ids": names}
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        noised = add_noise(self.module.scheduler, batch["latents"], self.config.snr_gamma)
+        noised = add_noise(self.module.scheduler, batch["latents"], self.config.snr_gamma or math.inf)
         prediction = model(noised.noisy, noised.timesteps, batch["conditions"])
         count = len(batch["masks"])
         person = masked_denoising_loss(prediction[:count], _rows(noised, slice(count)), batch["masks"])

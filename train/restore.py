@@ -8,6 +8,7 @@ in ten. A recogniser compares the picture that a prediction stands for with the 
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any, Literal
@@ -75,8 +76,8 @@ class RestoreTrainConfig(TrainConfig):
     time_bins: int = Field(
         1, ge=1, description="times at which each photo of a batch is seen: it is encoded once for all"
     )
-    min_snr_gamma: float | None = Field(
-        None, gt=0, description="of the denoising loss's weights; the authors have none"
+    snr_gamma: float | None = Field(
+        None, gt=0, description="of min-SNR weights of the loss; null, as the authors: all times alike"
     )
     identity_weight: float = Field(0.1, ge=0)
     identity_start: float = Field(
@@ -152,7 +153,7 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         latents, lq = (x.repeat(bins, 1, 1, 1) for x in (batch["latents"], _without(batch["lq"], batch["lq_dropped"])))
         reads = self.config.references > 0 and progress >= self.config.references_start
         references = _without(batch["references"], batch["references_dropped"]) if reads else None
-        noised = add_noise(self.scheduler, latents, self.config.min_snr_gamma or float("inf"))
+        noised = add_noise(self.scheduler, latents, self.config.snr_gamma or math.inf)
         prediction = model(noised.noisy, noised.timesteps, lq, references)
         denoising = denoising_loss(prediction, noised)
         losses = {"loss": denoising, "denoising": denoising}

@@ -1,7 +1,13 @@
-"""The denoising loss with min-SNR weights (Hang et al., arXiv 2303.09556), for models that predict v or the noise."""
+"""The denoising loss for models that predict v or the noise, by default at all times alike; min-SNR weights where asked for.
+
+Min-SNR: Hang et al., arXiv 2303.09556. Of a model that predicts v and is sampled from pure noise (Lin et al., arXiv 2305.08891)
+they all but leave out the first steps, where it is decided whose face it is, and which way it looks: the mini family, trained
+with them, drew its first step no better than the mean of all pictures.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +26,7 @@ class Noised:
     weights: Tensor  # (batch,)
 
 
-def add_noise(scheduler: Any, latents: Tensor, gamma: float = 5.0) -> Noised:
+def add_noise(scheduler: Any, latents: Tensor, gamma: float = math.inf) -> Noised:
     """Draws times (one stratum each, so that every batch covers them all) and noise from torch's global generator."""
     batch, device = len(latents), latents.device
     places = (torch.randperm(batch, device=device) + torch.rand(batch, device=device)) / batch
@@ -28,14 +34,16 @@ def add_noise(scheduler: Any, latents: Tensor, gamma: float = 5.0) -> Noised:
     return noised_at(scheduler, latents, torch.randn_like(latents), timesteps, gamma)
 
 
-def noised_at(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor, gamma: float = 5.0) -> Noised:
-    """`add_noise` with times (batch,) and noise (like `latents`) that are given."""
+def noised_at(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor, gamma: float = math.inf) -> Noised:
+    """`add_noise` with times (batch,) and noise (like `latents`) that are given; an infinite gamma weighs all times alike."""
     snr = compute_snr(scheduler, timesteps)
     # v-prediction: the loss in v already carries SNR + 1 of the loss in x0; the loss in the noise carries SNR.
     if scheduler.config.prediction_type == "v_prediction":
         target, weights = scheduler.get_velocity(latents, noise, timesteps), snr.clamp_max(gamma) / (snr + 1)
     else:
         target, weights = noise, snr.clamp_max(gamma) / snr.clamp_min(1e-8)
+    if math.isinf(gamma):
+        weights = torch.ones_like(snr)
     return Noised(scheduler.add_noise(latents, noise, timesteps), target, timesteps, weights)
 
 

@@ -60,8 +60,13 @@ def test_every_batch_covers_all_times() -> None:
     assert sorted((noised.timesteps // 100).tolist()) == list(range(10))
 
 
+def test_without_a_gamma_every_time_weighs_the_same() -> None:
+    noised = add_noise(build_scheduler(), torch.zeros(10, 8, 2, 2))
+    assert noised.weights.tolist() == [1.0] * 10
+
+
 def test_min_snr_weights_favour_the_middle_not_the_noise() -> None:
-    noised = add_noise(build_scheduler(), torch.zeros(100, 8, 2, 2))
+    noised = add_noise(build_scheduler(), torch.zeros(100, 8, 2, 2), gamma=5.0)
     by_time = noised.weights[noised.timesteps.argsort()]
     assert by_time[50] > by_time[-1] and by_time[30] > by_time[0]
     assert isinstance(noised, Noised) and bool(torch.isfinite(noised.weights).all())

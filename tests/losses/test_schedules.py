@@ -31,11 +31,11 @@ def test_the_right_answer_gives_the_clean_latents_back_and_costs_nothing(kind):
     assert denoising_loss(noised.target, noised) == 0
 
 
-def test_both_kinds_weigh_the_same_mistake_in_the_picture_alike():
+def test_by_min_snr_both_kinds_weigh_the_same_mistake_in_the_picture_alike():
     clean, noise, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([50, 400, 800])
     error, costs = 0.01 * torch.randn(3, 2, 4, 4), []
     for kind in KINDS:
-        noised = noised_at(scheduler(kind), clean, noise, t)
+        noised = noised_at(scheduler(kind), clean, noise, t, gamma=5.0)
         abar = scheduler(kind).alphas_cumprod[t].view(-1, 1, 1, 1)
         # What moves the predicted clean latents by `error`.
         factor = -1 / (1 - abar).sqrt() if kind == "v_prediction" else -(abar / (1 - abar)).sqrt()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,17 +105,14 @@ def hole_loss(denoiser: Any, scheduler: Any, batch: HoleBatch, timesteps: Tensor
 def predict_hole(
     denoiser: Any, scheduler: Any, batch: HoleBatch, timesteps: Tensor, noise: Tensor
 ) -> tuple[Tensor, Noised]:
-    """What the model answers at given times, and what it should: weighed alike for models that predict the noise, as in PVA.
-
-    Those that predict velocity have min-SNR weights, as the mini family was trained.
+    """What the model answers at given times, and what it should.
 
     Args:
         denoiser: a `PVADenoiser`, or what accelerate made of it.
         timesteps: (batch,) int64.
         noise: like the latents.
     """
-    gamma = math.inf if scheduler.config.prediction_type == "epsilon" else 5.0
-    noised = noised_at(scheduler, batch.latents, noise, timesteps, gamma)
+    noised = noised_at(scheduler, batch.latents, noise, timesteps)
     given = torch.cat([noised.noisy, batch.mask, batch.masked], 1)
     return denoiser(given, timesteps, batch.prompts, batch.references, batch.shown), noised
 
