@@ -169,16 +169,17 @@ class InpaintStage(Stage[InpaintTrainConfig]):
             config.identity_schedule, self.scheduler.alphas_cumprod, noised.timesteps, config.identity_max_timestep
         )
 
+        # The batch goes from stratum to stratum: those that are looked at shall be of all.
+        order = torch.randperm(len(clean), device=clean.device)
+
         def see(pictures: Tensor, rows: Tensor) -> Tensor:
-            rows = rows % photos
+            rows = order[rows] % photos
             pictures = torch.where(batch["mirrored"][rows].view(-1, 1, 1, 1), pictures.flip(3), pictures)
             return self._embed(self.data, pictures, batch["photos"][rows.cpu()].numpy())
 
-        weights, targets = (
-            weights * batch["shown"].repeat(config.time_bins),
-            batch["people"].repeat(config.time_bins, 1),
-        )
-        return weighed_distance(see, self.decode, clean, targets, weights, config.identity_batch)
+        weights = (weights * batch["shown"].repeat(config.time_bins))[order]
+        targets = batch["people"][order % photos]
+        return weighed_distance(see, self.decode, clean[order], targets, weights, config.identity_batch)
 
     def groups(self) -> list[dict[str, Any]]:
         network = list(self.adapter.transform_network.parameters())
