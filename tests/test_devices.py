@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from idgen import devices
-from idgen.devices import resolve_device, resolve_dtype
+from idgen.devices import resolve_device, resolve_dtype, usable_cores
 from idgen.errors import IdgenError
 
 
@@ -53,3 +55,14 @@ def test_auto_on_a_cpu_is_bf16_only_where_the_hardware_has_it(
 ) -> None:
     monkeypatch.setattr(devices, "cpu_features", lambda: features)
     assert resolve_dtype("auto", "cpu") is dtype
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds a process to cores")
+def test_a_process_that_is_bound_to_one_core_counts_one() -> None:
+    before = os.sched_getaffinity(0)
+    assert usable_cores() == len(before)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)

@@ -134,8 +134,7 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         batch: Batch = {"lq_dropped": dropped[0], "references_dropped": dropped[1]}
         batch |= {"photos": torch.from_numpy(photos), "mirrored": mirrored}
         if self.identities is not None:
-            others = [self.identities[self.data.references[row]].mean(0) for row in rows]
-            batch["people"] = torch.from_numpy(np.stack(others)).to(self.device)
+            batch["people"] = torch.from_numpy(np.stack([self._person(row) for row in rows])).to(self.device)
         batch["lq"] = self._encode(self._damaged(pictures, rng)[:, None], "independent")[:, 0]
         if self.latents is not None:
             batch["latents"] = torch.from_numpy(self.latents[photos]).to(self.device).float()
@@ -196,6 +195,12 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         if self.config.identity_target == "photo" or not self.config.identity_weight:
             return None
         return self.data.identities(self.recogniser, recogniser / "model.safetensors", self.device)
+
+    def _person(self, row: int) -> np.ndarray:
+        """(dim,) the mean of what the recogniser sees in the person's other photos, or of the only one."""
+        assert self.identities is not None
+        others = self.data.references[row]
+        return self.identities[others if len(others) else self.data.targets[row : row + 1]].mean(0)
 
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:

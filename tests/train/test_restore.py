@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 import idgen.configs
+from idgen.checkpoint import save_weights
 from idgen.data.ffhq_ref import write_tables
 from idgen.errors import IdgenError
 from idgen.faces.align_torch import norm_crop_torch
+from idgen.models.tiny_decoder import TinyDecoder
 from idgen.pipelines import ReferenceRestorePipeline
 from idgen.train.config import parse_config
 from idgen.train.restore import MODELS, RestoreStage, RestoreTrainConfig, _several
@@ -140,13 +143,11 @@ def test_the_loss_of_identity_looks_at_aligned_faces(target, people_folder, tmp_
     shown = []
     inner = training.recogniser.forward
     monkeypatch.setattr(training.recogniser, "forward", lambda crops: (shown.append(crops), inner(crops))[1])
-    perfect = {"seen": []}
 
     def model(noisy, times, lq, references):
         # The velocity that stands for the photo's own latents.
         alpha = training.scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
         latents = batch["latents"].repeat(2, 1, 1, 1)
-        perfect["seen"].append(latents)
         return (alpha.sqrt() * noisy - latents) / (1 - alpha).sqrt().clamp_min(1e-4)
 
     losses = training.losses(model, batch, progress=1.0)
@@ -157,10 +158,31 @@ def test_the_loss_of_identity_looks_at_aligned_faces(target, people_folder, tmp_
     if target == "photo":
         assert losses["identity"] < 1e-3, "the photo itself is what is wanted"
     else:
-        others = [training.identities[training.data.references[row]].mean(0) for row in _rows(training, batch)]
+        others = [training._person(row) for row in _rows(training, batch)]
         with torch.no_grad():
             cosine = torch.nn.functional.cosine_similarity(inner(crops), torch.from_numpy(np.stack(others)))
         assert 0 < losses["identity"] < float((1 - cosine).max()) + 1e-2
+
+
+def test_a_person_is_the_mean_of_the_other_photos_or_the_only_one(people_folder, tmp_path):
+    training = stage(people_folder, tmp_path, "--identity_target", "person")
+    others = training.data.references[1]
+    assert training.data.targets[1] not in others and len(others) >= 2
+    assert np.allclose(training._person(1), training.identities[others].mean(0))
+    training.data.references[1] = others[:0]
+    assert np.allclose(training._person(1), training.identities[training.data.targets[1]])
+
+
+def test_a_small_decoder_shows_the_loss_of_identity_its_pictures(people_folder, tmp_path):
+    decoder = TinyDecoder(8, width=16, blocks=(1, 1))
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(decoder.config))
+    save_weights(tmp_path / "tiny" / "model.safetensors", decoder.state_dict(), {"format": "pt"})
+    training = stage(people_folder, tmp_path, "--tiny", str(tmp_path / "tiny"))
+    latents = torch.randn(1, 8, 16, 16)
+    assert torch.allclose(training.decode(latents), decoder(latents), atol=1e-5)
+    losses = training.losses(training.module, training.batch(np.random.default_rng(0)), 1.0)
+    assert losses["identity"].isfinite() and losses["identity"] > 0
 
 
 def test_who_is_told_nothing_is_not_asked_for_anybody(people_folder, tmp_path):
