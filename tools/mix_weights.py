@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from idgen.checkpoint import load_weights, save_weights
+from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
 
 
@@ -64,7 +64,9 @@ def main() -> int:
     try:
         with torch.no_grad():
             files = [load_weights(path) for path in (args.start, args.after, args.before)]
-            save_weights(args.out, mix(files[0], files[1], files[2], args.factor, names), {"format": "pt"})
+            # What a file says of itself, an adapter its settings, is START's.
+            header = load_metadata(args.start) or {"format": "pt"}
+            save_weights(args.out, mix(files[0], files[1], files[2], args.factor, names), header)
     except IdgenError as error:
         print(f"mix_weights: {error}", file=sys.stderr)
         return 2

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=above_zero,
         metavar="RATE",
-        help="the higher, the closer to the photos and the further from the words (default: 2e-5, lora 1e-4, mini 1e-3)",
+        help="the higher, the closer to the photos and the further from the words (default: 2e-5, lora 1e-4)",
     )
     parser.add_argument("--strict", action="store_true", help="refuse photos that may show different people")
     add_model_flags(parser)

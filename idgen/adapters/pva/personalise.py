@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 # The authors'; LoRA begins at zero and acts through two factors: at the whole weights' rate nothing happens in 40 steps.
 RATES: dict[Variant, float] = {"visual": 2e-5, "lora": 1e-4}
-MINI_RATE = 1e-3  # of the mini family, which learns with larger steps altogether; of 2e-5 to 1e-3, on validation people
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,7 +72,7 @@ def train_person(
     Args:
         steps: of the optimiser, each over one photo at `time_bins` times. 0 changes nothing.
         variant: see `PersonWeights`.
-        learning_rate: default: the authors' 2e-5 for visual attention, 1e-4 for LoRA; 1e-3 on the mini family.
+        learning_rate: default: the authors' 2e-5 for visual attention, 1e-4 for LoRA.
         modifier_rate: of the person's word.
         rank: of LoRA.
         report: wraps the steps, such as a progress bar.
@@ -109,8 +108,7 @@ def train_person(
                 weights = [*adapter.kv.parameters(), *adapter.query.parameters()]
             for value in (*weights, adapter.modifier):
                 value.requires_grad_(True)
-            usual = MINI_RATE if adapter.config.recogniser == "mini" else RATES[variant]
-            rate = usual if learning_rate is None else learning_rate
+            rate = RATES[variant] if learning_rate is None else learning_rate
             groups = [{"params": weights, "lr": rate}, {"params": [adapter.modifier], "lr": modifier_rate}]
             optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
             denoiser = PVADenoiser(pipe.unet, adapter, pipe.text_encoder).eval()
