@@ -27,14 +27,14 @@ from idgen.data.faces import FaceFolder
 from idgen.data.prepared import PhotoConfig, Preparer, PrepareReport, tell
 from idgen.errors import IdgenError
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
-from idgen.losses.identity import IdentitySchedule, schedule_weights, scheduled_identity
+from idgen.losses.identity import schedule_weights, scheduled_identity
 from idgen.rewards.chain import Chain
 from idgen.rewards.identity import load_encoder
 from idgen.rewards.policies import guided
 from idgen.rewards.terms import RewardSum, RewardTerm
 from idgen.rewards.views import vae_decoder
 from idgen.train.adapter_samples import PhotoSamples, RenderSamples, Samples
-from idgen.train.config import TrainConfig
+from idgen.train.identity_settings import IdentityLossConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.picture_coding import encode_photos, load_tiny, picture_encoder
 from idgen.train.pictures import grid, to_pil
@@ -44,7 +44,7 @@ from idgen.train.subjects import FILE, AdapterSubject
 GRID = 4  # people in a grid of those of the training
 
 
-class AdapterTrainConfig(TrainConfig):
+class AdapterTrainConfig(IdentityLossConfig):
     """Settings of train/adapter.py."""
 
     method: str = Field(
@@ -80,16 +80,7 @@ class AdapterTrainConfig(TrainConfig):
         None, description="a face encoder in torch; the conditioning one by default"
     )
     identity_start: float = Field(0.5, ge=0, le=1, description="share of the training after which it acts")
-    identity_schedule: IdentitySchedule = Field(
-        "window", description="scaled: by what is left of the picture, as ReF-LDM; naive: alike at any noise; window"
-    )
-    identity_max_timestep: int = Field(
-        400, ge=1, description="window: at more noise the predicted picture shows nobody"
-    )
     identity_batch: int = Field(8, ge=1, description="samples of a batch that are decoded for it")
-    tiny: str | None = Field(
-        None, description="a small decoder for it, as train/reward.py's; the model's own by default"
-    )
     check: CheckConfig = CheckConfig(guidance_scale=3.0)
 
     def shrunk(self) -> AdapterTrainConfig:

@@ -26,12 +26,12 @@ from idgen.adapters.arc2face.convert import load_model
 from idgen.data.encoded import encode_identities, encode_latents
 from idgen.data.faces import FaceFolder
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
-from idgen.losses.identity import IdentitySchedule, schedule_weights, scheduled_identity
+from idgen.losses.identity import schedule_weights, scheduled_identity
 from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet
 from idgen.models.registry import load_recogniser
 from idgen.rewards.views import vae_decoder
 from idgen.train.base import attend_plainly, denoiser_groups, load_denoiser, load_unet
-from idgen.train.config import TrainConfig
+from idgen.train.identity_settings import IdentityLossConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_float, to_pil
@@ -39,7 +39,7 @@ from idgen.train.sampling import sample
 from idgen.train.text_encoder import open_tokenizer
 
 
-class Arc2FaceTrainConfig(TrainConfig):
+class Arc2FaceTrainConfig(IdentityLossConfig):
     """Settings of train/arc2face.py."""
 
     data: Path = Field(description="folder of `idgen synth`")
@@ -55,16 +55,7 @@ class Arc2FaceTrainConfig(TrainConfig):
     identity_start: float = Field(
         0.85, ge=0, le=1, description="share of the training after which the identity loss acts"
     )
-    identity_schedule: IdentitySchedule = Field(
-        "window", description="scaled: by what is left of the picture, as ReF-LDM; naive: alike at any noise; window"
-    )
-    identity_max_timestep: int = Field(
-        400, ge=1, description="window: at more noise the predicted picture shows nobody"
-    )
     identity_batch: int = Field(12, ge=1, description="samples of a batch that are decoded for it")
-    tiny: str | None = Field(
-        None, description="a small decoder for it, as train/reward.py's; the autoencoder's own by default"
-    )
     guidance_scale: float = Field(2.0, ge=0, description="of the grids")
 
 

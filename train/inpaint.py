@@ -35,20 +35,20 @@ from idgen.data.portraits import Portraits, SynthPortraits, as_tensor, embed_por
 from idgen.errors import IdgenError
 from idgen.faces.align_torch import norm_crop_torch
 from idgen.losses.diffusion import Noised, denoising_loss, predicted_latents
-from idgen.losses.identity import IdentitySchedule, schedule_weights, weighed_distance
+from idgen.losses.identity import schedule_weights, weighed_distance
 from idgen.models.inpainting import inpainting_unet
 from idgen.models.iresnet import load_iresnet
 from idgen.models.registry import load_recogniser, read_config
 from idgen.pipelines.pva import PVAInpaintPipeline
 from idgen.rewards.views import vae_decoder
 from idgen.train.base import attend_plainly
-from idgen.train.config import TrainConfig
+from idgen.train.identity_settings import IdentityLossConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_pil
 
 
-class InpaintTrainConfig(TrainConfig):
+class InpaintTrainConfig(IdentityLossConfig):
     """Settings of train/inpaint.py."""
 
     layout: Literal["synth", "celebahq_idi"] = Field("synth", description="of the data: `idgen synth`, or CelebAHQ-IDI")
@@ -70,16 +70,7 @@ class InpaintTrainConfig(TrainConfig):
     modifier_rate: float = Field(125.0, gt=0, description="the person's word's multiple of the learning rate")
     initialiser: str = Field("person", description="word whose embedding the person's word starts as")
     identity_weight: float = Field(0.0, ge=0, description="of a loss that PVA's authors do not have; 0 is without")
-    identity_schedule: IdentitySchedule = Field(
-        "window", description="scaled: by what is left of the picture, as ReF-LDM; naive: alike at any noise; window"
-    )
-    identity_max_timestep: int = Field(
-        400, ge=1, description="window: at more noise the predicted picture shows nobody"
-    )
     identity_batch: int = Field(8, ge=1, description="samples of a batch that are decoded for it")
-    tiny: str | None = Field(
-        None, description="a small decoder for it, as train/reward.py's; the autoencoder's own by default"
-    )
 
 
 class InpaintStage(Stage[InpaintTrainConfig]):

@@ -38,7 +38,7 @@ from idgen.models.mini_family import build_scheduler as build_mini_scheduler
 from idgen.models.registry import load_recogniser
 from idgen.pipelines import ReferenceRestorePipeline
 from idgen.rewards.views import vae_decoder
-from idgen.train.config import TrainConfig
+from idgen.train.identity_settings import IdentityLossConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_float, to_pil
@@ -47,7 +47,7 @@ MODELS = {"mini": (build_mini_unet, build_mini_scheduler), "refldm": (build_unet
 SHOWN = 8  # photos in the grids
 
 
-class RestoreTrainConfig(TrainConfig):
+class RestoreTrainConfig(IdentityLossConfig):
     """Settings of train/restore.py."""
 
     data: Path = Field(description="folder of `idgen synth`, or in FFHQ-Ref's layout: its train split")
@@ -89,13 +89,7 @@ class RestoreTrainConfig(TrainConfig):
     identity_schedule: IdentitySchedule = Field(
         "scaled", description="by what is left of the picture, as the authors; naive: alike at any noise; window"
     )
-    identity_max_timestep: int = Field(
-        400, ge=1, description="window: at more noise the predicted picture shows nobody"
-    )
     identity_batch: int = Field(8, ge=1, description="samples of a batch that are decoded for it")
-    tiny: str | None = Field(
-        None, description="a small decoder for it, as train/reward.py's; the autoencoder's own by default"
-    )
     guidance_scale: float = Field(1.5, ge=0, description="of the grids")
 
 
