@@ -46,6 +46,7 @@ from idgen.data.regions import REGIONS, region_mask
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos
 from idgen.faces import FaceEncoder
+from idgen.inpainting import recogniser_of
 from idgen.metrics.embedding import embed_at
 from idgen.models.probe import load_probe
 from idgen.pipelines import PVAInpaintPipeline
@@ -198,11 +199,14 @@ def personalise_all(
         taken = PersonPhotos(
             as_tensor(shown.images[index].numpy(), torch.device("cpu")),
             whole.holes[:, None].float(),
+            shown.landmarks[index].float(),
             vectors[index],
             mirrored[index],
         )
         start = time.perf_counter()
-        person = train_person(pipe, taken, steps=steps, variant=variant, seed=way.seed)
+        person = train_person(
+            pipe, taken, steps=steps, variant=variant, seed=way.seed, look=recogniser_of(pipe, encoder)
+        )
         seconds.append(time.perf_counter() - start)
         sizes.append(_bytes(person))
         pipe.load_person(person)

@@ -24,7 +24,7 @@ from benchmarks.bars_identity import pooled
 from benchmarks.faces import Faces
 from benchmarks.report import Report, parser, run, timed
 from idgen.console import progress, say
-from idgen.devices import resolve_device
+from idgen.devices import resolve_device, resolve_dtype
 from idgen.evaluation.prompts import read_caption
 from idgen.evaluation.rendered import TEST, VALIDATION, attributes_of, take_photos
 from idgen.metrics import PhotoStatistics, id_score, pixel_spread, rank_one
@@ -103,7 +103,7 @@ def draw(
     rows = vectors.repeat_interleave(args.images, 0)
     prompts = [""] * len(rows) if asked is None else [one.text for one in asked]
     chain, decode = Chain(subject.pipe.scheduler, args.steps), vae_decoder(subject.pipe.vae)
-    parts = []
+    parts, low = [], resolve_dtype(args.dtype, rows.device)
     for start in progress(range(0, len(rows), BATCH), -(-len(rows) // BATCH), "generating"):
         part = slice(start, min(start + BATCH, len(rows)))
         count = part.stop - part.start
@@ -115,7 +115,9 @@ def draw(
         )
         condition, nobody = subject.condition(rows[part], prompts[part]), subject.nobody(count)
         denoise = guided(subject.policy, condition, nobody, args.guidance, base=base)
-        pictures = bounded(decode(chain.sample(denoise, noise.to(rows.device))))
+        # As the pipelines and the trainings' checks compute.
+        with torch.autocast(rows.device.type, low, enabled=low != torch.float32):
+            pictures = bounded(decode(chain.sample(denoise, noise.to(rows.device))).float())
         parts.append(((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
     return torch.cat(parts).unflatten(0, (-1, args.images))
 

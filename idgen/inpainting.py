@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from idgen.adapters.pva.person import PersonWeights, Variant
-from idgen.adapters.pva.personalise import PersonPhotos, train_person
+from idgen.adapters.pva.personalise import Look, PersonPhotos, train_person
+from idgen.adapters.pva.transform import face_crop
 from idgen.data.holes import check_holes
 from idgen.data.portraits import as_tensor
 from idgen.data.regions import REGIONS, region_mask
 from idgen.errors import IdgenError
 from idgen.faces.align import ffhq_crop, norm_crop
+from idgen.faces.align_torch import norm_crop_torch
 from idgen.faces.paste import portrait_corners
 from idgen.identity import Identity
 from idgen.imageio import load_array, load_image
@@ -188,10 +191,23 @@ def personalise(
     person = PersonPhotos(
         as_tensor(np.stack([np.asarray(portrait.image) for portrait in portraits]), torch.device("cpu")),
         torch.from_numpy(np.stack(holes)[:, None]).float(),
+        torch.from_numpy(np.stack([portrait.landmarks for portrait in portraits])).float(),  # type: ignore[misc]
         read_references(pipe, encoder, images).raw,
         read_references(pipe, encoder, turned).raw,
     )
-    return train_person(pipe, person, steps=steps, variant=variant, seed=seed, report=report, **settings)
+    look = recogniser_of(pipe, encoder)
+    return train_person(pipe, person, steps=steps, variant=variant, seed=seed, look=look, report=report, **settings)
+
+
+def recogniser_of(pipe: PVAInpaintPipeline, encoder: FaceEncoder) -> Look:
+    """What `read_references` reads photos with, for portraits and with gradients."""
+
+    def look(pictures: Tensor, landmarks: Tensor) -> Tensor:
+        if pipe.recogniser is None:
+            return encoder.encode_aligned(norm_crop_torch(pictures, landmarks))
+        return pipe.recogniser(face_crop(pictures))
+
+    return look
 
 
 def _find(

@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from idgen.adapters.pva import PVAConfig
+from idgen.adapters.pva import PVAConfig, training
 from idgen.adapters.pva import personalise as module
 from idgen.adapters.pva.person import PersonWeights, compress, expand
+from idgen.data.portraits import as_tensor
 from idgen.errors import IdgenError
 from idgen.faces import FaceEncoder
-from idgen.inpainting import inpaint_photo, personalise, read_references
+from idgen.faces.align_torch import norm_crop_torch
+from idgen.inpainting import _cut_largest, inpaint_photo, personalise, read_references
 from idgen.models.iresnet import IResNet
 from idgen.models.mini_detector import Detections, MiniDetector
 from idgen.pipelines import PVAInpaintPipeline
@@ -211,6 +213,49 @@ def test_the_loss_of_one_photo_falls(pipe, encoder, monkeypatch):
     for variant, share in (("visual", 0.98), ("lora", 0.98)):
         personalise(pipe, [photo()], 12, variant, encoder=encoder, learning_rate=1e-2)
         assert losses[-1] < share * losses[-12]
+
+
+def test_identity_is_read_in_the_decoded_prediction_the_right_way_round(pipe, encoder, monkeypatch):
+    """As `identity_weight` times what is left of the picture times the distance, of photos and of mirrored ones."""
+    told, sides = [], []
+    train = module.train_on_bins
+
+    def listen(denoiser, optimizer, scheduler, batch, times, noise, accumulate, more):
+        prediction, noised = training.predict_hole(denoiser, scheduler, batch, times[0], noise[0])
+        told.append((prediction.detach(), noised, more(prediction, noised).item()))
+        return train(denoiser, optimizer, scheduler, batch, times, noise, accumulate, more)
+
+    find = module.make_holes
+
+    def note_sides(vae, picture, hole):
+        sides.append(not torch.equal(picture.float(), upright))
+        return find(vae, picture, hole)
+
+    image = photo()
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    portrait = _cut_largest(encoder, image, size)
+    upright = as_tensor(np.asarray(portrait.image)[None], torch.device("cpu"))
+    monkeypatch.setattr(module, "train_on_bins", listen)
+    monkeypatch.setattr(module, "make_holes", note_sides)
+    personalise(pipe, [image], 8, encoder=encoder, identity_weight=2.0, learning_rate=1e-9)
+    assert sorted(sides) == [False, True]
+    landmarks = torch.from_numpy(portrait.landmarks)[None].float()
+    person = torch.nn.functional.normalize(read_references(pipe, encoder, [image]).raw, dim=1).mean(0)
+    fits = set()
+    for prediction, noised, value in told:
+        abar = pipe.scheduler.alphas_cumprod[noised.timesteps]
+        clean = module.predicted_latents(pipe.scheduler, prediction, noised)
+        pictures = pipe.vae.decode(clean / pipe.vae.config.scaling_factor).sample
+        for turned in (False, True):
+            seen = pictures.flip(3) if turned else pictures
+            crops = norm_crop_torch(seen, landmarks.expand(len(seen), -1, -1))
+            distances = 1 - torch.nn.functional.cosine_similarity(encoder.encode_aligned(crops), person[None])
+            if value == pytest.approx(float(2 * (abar.sqrt() * distances).mean()), rel=1e-4):
+                fits.add(turned)
+    assert fits == {False, True}, "some photos as they are, some mirrored"
+    photos = module.PersonPhotos(*[torch.zeros(1)] * 5)
+    with pytest.raises(IdgenError, match="needs the recogniser: pass look"):
+        module.train_person(pipe, photos, identity_weight=1.0)
 
 
 def test_a_user_s_own_lora_stays_beside_a_person_s(pipe, encoder):

@@ -75,20 +75,22 @@ def test_the_default_is_the_authors_forty_steps(photos, tmp_path, capfd):
     assert (report["steps"], report["variant"]) == (40, "visual")
 
 
-def test_a_person_is_learned_at_the_authors_rate_and_at_the_one_that_is_asked_for(photos, tmp_path, capfd):
+def test_a_person_of_the_mini_family_is_learned_by_identity_and_otherwise_as_the_authors_do(photos, tmp_path, capfd):
     learned = {}
     for name, more in (
         ("default", []),
-        ("higher", ["--learning-rate", "1e-3"]),
-        ("authors", ["--learning-rate", "2e-5"]),
+        ("said", ["--learning-rate", "1e-3", "--identity-weight", "1"]),
+        ("rate", ["--learning-rate", "1e-3", "--identity-weight", "0"]),
+        ("authors", ["--learning-rate", "2e-5", "--identity-weight", "0"]),
     ):
         run(capfd, "personalise", photos[0], "--steps", "2", "-o", tmp_path / f"{name}.safetensors", *more)
         changes = PersonWeights.load(tmp_path / f"{name}.safetensors").changes
         learned[name] = torch.cat(
             [v.flatten() for k, v in changes.items() if k != "modifier" and v.is_floating_point()]
         )
-    assert torch.equal(learned["default"], learned["authors"])
-    assert learned["higher"].abs().max() > 10 * learned["default"].abs().max() > 0
+    assert torch.equal(learned["default"], learned["said"])
+    assert not torch.equal(learned["said"], learned["rate"])
+    assert learned["rate"].abs().max() > 10 * learned["authors"].abs().max() > 0
 
 
 def test_photos_of_several_people_are_noted_or_refused(photos, tmp_path, capfd, refused: Refused, monkeypatch):
@@ -108,6 +110,8 @@ def test_mistakes_are_one_line(photos, tmp_path, refused: Refused, monkeypatch):
     assert "not a whole number above 0" in refused("personalise", photos[0], "--steps", "0", *out)
     assert "not a number above 0" in refused("personalise", photos[0], "--learning-rate", "0", *out)
     assert "not a number above 0" in refused("personalise", photos[0], "--learning-rate", "nan", *out)
+    assert "not a number from 0 up" in refused("personalise", photos[0], "--identity-weight", "-1", *out)
+    assert "not a number from 0 up" in refused("personalise", photos[0], "--identity-weight", "much", *out)
     assert "invalid choice: 'text'" in refused("personalise", photos[0], "--variant", "text", *out)
     assert "no such folder" in refused("personalise", photos[0], "--model", tmp_path / "nowhere", *out)
     empty = Detections(torch.zeros(0, 4), torch.zeros(0, 5, 2), torch.zeros(0))

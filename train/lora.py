@@ -4,8 +4,8 @@
 
 A small adapter (LoRA, OFT and their relatives, see idgen/finetune) in the UNet, and in the text encoder where wanted, of Stable
 Diffusion, SDXL or Arc2Face. A text-to-image base learns the person under a phrase; Arc2Face starts from the person that the
-face embedding already draws. The loss may be weighted towards the face, and pictures that the base drew of other people hold it
-to what it knew. `weights/adapter.safetensors` is the result, for `idgen.finetune.load_adapter`.
+face embedding already draws. The loss may be weighted towards the face, a recogniser may say how like the person the predicted
+pictures are, and pictures that the base drew of other people hold it to what it knew. The result, `idgen.finetune.load_adapter`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ from idgen.console import say
 from idgen.data.person_photos import face_masks, read_photos
 from idgen.errors import IdgenError
 from idgen.faces import FaceEncoder
+from idgen.faces.align_torch import norm_crop_torch
 from idgen.files import atomic_write
 from idgen.finetune import FinetuneConfig, save_adapter
 from idgen.identity import Identity
-from idgen.losses.diffusion import Noised, add_noise, denoising_loss
+from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
+from idgen.losses.identity import schedule_weights, weighed_distance
 from idgen.losses.masked import masked_denoising_loss
-from idgen.train.config import TrainConfig
+from idgen.rewards.views import vae_decoder
 from idgen.train.denoisers import NAME, PersonalDenoiser, open_pipeline, read_identities, resolution
+from idgen.train.identity_settings import IdentityLossConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_float
 from idgen.train.priors import prior_conditions, prior_pictures
 
@@ -79,7 +83,7 @@ class PriorSettings(BaseModel):
     guidance_scale: float = Field(2.0, ge=0)
 
 
-class LoraConfig(TrainConfig):
+class LoraConfig(IdentityLossConfig):
     """Settings of train/lora.py."""
 
     data: PhotoSettings
@@ -98,6 +102,10 @@ class LoraConfig(TrainConfig):
         gt=0,
         description="of min-SNR weights of the loss, for models that predict the noise; null: all times alike",
     )
+    identity_weight: float = Field(
+        0.0, ge=0, description="of a loss of identity by the encoder; 0 is without, as DreamBooth"
+    )
+    identity_batch: int = Field(4, ge=1, description="photos of a batch that are decoded for it")
     text_encoder_rate: float = Field(0.5, gt=0, le=1, description="share of the learning rate for text encoders")
     validation_prompts: list[str] = Field(
         [], description="of the grids of a text-to-image base; the caption by default"
@@ -136,12 +144,16 @@ class LoraStage(Stage[LoraConfig]):
         pipe.to(device)
         references = read_identities(encoder, self.photos).to(device)
         self.identity = torch.nn.functional.normalize(references.sum(0, keepdim=True), dim=1)  # (1, dim)
+        self.encoder = encoder if config.identity_weight else None
         prior = self._draw_prior(pipe, references.shape[1] if identity else None)
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision, torch.float32)
         self.module = PersonalDenoiser(
             pipe, config.adapter, config.seed, low if device.type == "cuda" else torch.float32
         )
         self._encode(prior)
+        if self.encoder is not None:
+            pipe.vae.requires_grad_(False).to(memory_format=torch.channels_last)
+            self.decode = load_tiny(config.tiny, device) if config.tiny else vae_decoder(pipe.vae)
         self.judge = FaceEncoder.from_pretrained(config.judge, device=device) if config.judge else None
 
     def batch(self, rng: np.random.Generator) -> Batch:
@@ -165,7 +177,14 @@ class LoraStage(Stage[LoraConfig]):
             else:
                 conditions = conditions + [known[i] for i in kept]
         names = [self.photos[index].name for index in chosen]
-        return {"latents": latents, "masks": masks, "conditions": conditions, "ids": names}
+        batch: Batch = {"latents": latents, "masks": masks, "conditions": conditions, "ids": names}
+        if self.encoder is not None:
+            found = [self.photos[index].landmarks for index in chosen]
+            places = np.stack([np.zeros((5, 2), np.float32) if one is None else one for one in found])
+            batch["landmarks"] = torch.from_numpy(places).to(self.device)
+            batch["faces"] = torch.tensor([one is not None for one in found], device=self.device)
+            batch["mirrored"] = torch.from_numpy(mirrored).to(self.device)
+        return batch
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         noised = add_noise(self.module.scheduler, batch["latents"], self.config.snr_gamma or math.inf)
@@ -175,8 +194,30 @@ class LoraStage(Stage[LoraConfig]):
         losses = {"loss": person, "person": person}
         if len(prediction) > count:
             losses["prior"] = denoising_loss(prediction[count:], _rows(noised, slice(count, None)))
-            losses["loss"] = person + self.config.prior.weight * losses["prior"]
+            losses["loss"] = losses["loss"] + self.config.prior.weight * losses["prior"]
+        if self.encoder is not None:
+            losses["identity"] = self._identity(prediction[:count], _rows(noised, slice(count)), batch)
+            losses["loss"] = losses["loss"] + self.config.identity_weight * losses["identity"]
         return losses
+
+    def _identity(self, prediction: Tensor, noised: Noised, batch: Batch) -> Tensor:
+        """How unlike the person the predicted photos are."""
+        config, scheduler, encoder = self.config, self.module.scheduler, self.encoder
+        assert encoder is not None
+        weights = schedule_weights(
+            config.identity_schedule, scheduler.alphas_cumprod, noised.timesteps, config.identity_max_timestep
+        )
+        mirrored = batch["mirrored"].view(-1, 1, 1, 1)
+
+        def see(pictures: Tensor, rows: Tensor) -> Tensor:
+            # The right way round, as the landmarks are. Half precision would place the crop's pixels wrongly.
+            with torch.autocast(self.device.type, enabled=False):
+                pictures = torch.where(mirrored[rows], pictures.flip(3), pictures)
+                return encoder.encode_aligned(norm_crop_torch(pictures, batch["landmarks"][rows]))
+
+        clean = predicted_latents(scheduler, prediction, noised)
+        people = self.identity.expand(len(clean), -1)
+        return weighed_distance(see, self.decode, clean, people, weights * batch["faces"], config.identity_batch)
 
     def groups(self) -> list[dict[str, Any]]:
         pairs = list(zip(self.module.names, self.module.weights, strict=True))

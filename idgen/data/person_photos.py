@@ -32,6 +32,7 @@ class PersonPhoto:
         original: (height, width, 3) uint8, the whole photo.
         pixels: (size, size, 3) uint8, what is trained on.
         box: (4,) float32 the face in `pixels`: left, top, right, bottom; None where none was found.
+        landmarks: (5, 2) float32 px of `pixels`; None with the box.
         caption: what it shows.
     """
 
@@ -39,6 +40,7 @@ class PersonPhoto:
     original: np.ndarray
     pixels: np.ndarray
     box: np.ndarray | None
+    landmarks: np.ndarray | None
     caption: str
 
 
@@ -107,8 +109,8 @@ def read_photos(
             if faceless == "skip":
                 continue
             face = None
-        pixels, box = _square(original, face, size, crop)
-        photos.append(PersonPhoto(file.name, original, pixels, box, _caption(file, caption)))
+        pixels, box, landmarks = _square(original, face, size, crop)
+        photos.append(PersonPhoto(file.name, original, pixels, box, landmarks, _caption(file, caption)))
         report.used.append(file.name)
     if not any(photo.box is not None for photo in photos):
         raise IdgenError(_nothing(folder, len(files), report))
@@ -173,8 +175,8 @@ def _caption(file: Path, template: str) -> str:
 
 def _square(
     original: np.ndarray, face: Face | None, size: int, crop: float | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The square around the face that the photo holds, and the face's box in it."""
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The square around the face that the photo holds, and the face's box and landmarks in it."""
     height, width = original.shape[:2]
     side = float(min(height, width))
     if face is None:
@@ -188,9 +190,11 @@ def _square(
     area = (left, top, left + side, top + side)
     resized = Image.fromarray(original).resize((size, size), Image.Resampling.LANCZOS, box=area)
     if face is None:
-        return np.asarray(resized), None
+        return np.asarray(resized), None, None
+    # From pixels counted at their centres to places, and back.
     box = (face.box + 0.5 - np.tile(corner, 2)) * (size / side)
-    return np.asarray(resized), box.astype(np.float32)
+    landmarks = (face.landmarks + 0.5 - corner) * (size / side) - 0.5
+    return np.asarray(resized), box.astype(np.float32), landmarks.astype(np.float32)
 
 
 def _nothing(folder: Path, files: int, report: PhotoReport) -> str:

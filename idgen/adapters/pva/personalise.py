@@ -2,18 +2,21 @@
 
 Each photo in turn is the target with its face painted over, and the others are the references, the last of them once more
 mirrored (Xu et al., WACV 2024; github.com/AtlantixJJ/PVA-CelebAHQ-IDI). A single photo has itself mirrored as its reference. What
-does not change, embeddings and latents, is computed once.
+does not change, embeddings and latents, is computed once. Where a recogniser is at hand, the loss of identity that ReF-LDM scales
+over the noise (`idgen.losses.identity`) is added; the authors have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from idgen.adapters.pva.person import (
@@ -29,12 +32,29 @@ from idgen.adapters.pva.person import (
 from idgen.adapters.pva.prompt import PLACEHOLDER, PROMPT, PersonPrompts
 from idgen.adapters.pva.training import HoleBatch, PVADenoiser, make_holes, stratified_times, train_on_bins
 from idgen.errors import IdgenError
+from idgen.losses.diffusion import Noised, predicted_latents
+from idgen.losses.identity import timestep_weights, weighed_distance
+from idgen.rewards.views import vae_decoder
 
 if TYPE_CHECKING:
     from idgen.pipelines.pva import PVAInpaintPipeline
 
-# The authors'; LoRA begins at zero and acts through two factors: at the whole weights' rate nothing happens in 40 steps.
-RATES: dict[Variant, float] = {"visual": 2e-5, "lora": 1e-4}
+# Pictures (n, 3, size, size) in [-1, 1] and their landmarks (n, 5, 2) px -> raw embeddings (n, dim), with gradients.
+Look = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How fast a person is learned, and how much the loss of identity counts."""
+
+    rate: float
+    identity_weight: float
+
+
+# LoRA begins at zero and acts through two factors: at the whole weights' rate nothing happens in 40 steps.
+AUTHORS: dict[Variant, Recipe] = {"visual": Recipe(2e-5, 0.0), "lora": Recipe(1e-4, 0.0)}
+# Of a small model, chosen on validation people.
+MINI: dict[Variant, Recipe] = {"visual": Recipe(1e-3, 1.0), "lora": Recipe(1e-3, 1.0)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,11 +64,13 @@ class PersonPhotos:
     Attributes:
         pictures: (n, 3, size, size) in [-1, 1].
         holes: (n, 1, size, size), 1 over the face.
+        landmarks: (n, 5, 2) px of the pictures.
         references, mirrored: (n, dim) raw embeddings of the photos, and of their mirror images.
     """
 
     pictures: Tensor
     holes: Tensor
+    landmarks: Tensor
     references: Tensor
     mirrored: Tensor
 
@@ -61,6 +83,8 @@ def train_person(
     variant: Variant = "visual",
     seed: int = 0,
     learning_rate: float | None = None,
+    look: Look | None = None,
+    identity_weight: float | None = None,
     modifier_rate: float = 1e-3,
     weight_decay: float = 0.01,
     time_bins: int = 2,
@@ -72,12 +96,14 @@ def train_person(
     Args:
         steps: of the optimiser, each over one photo at `time_bins` times. 0 changes nothing.
         variant: see `PersonWeights`.
-        learning_rate: default: the authors' 2e-5 for visual attention, 1e-4 for LoRA.
+        learning_rate: default: the authors' 2e-5 for visual attention, 1e-4 for LoRA; for the mini family with a recogniser 1e-3.
+        look: the recogniser that made the references; None: there is no loss of identity.
+        identity_weight: of that loss. Default: 1 for the mini family, and none as the authors for others.
         modifier_rate: of the person's word.
         rank: of LoRA.
         report: wraps the steps, such as a progress bar.
     Raises:
-        IdgenError: no adapter is loaded, or an unknown variant.
+        IdgenError: no adapter is loaded, an unknown variant, or a weight of identity and nothing that looks.
     """
     if variant not in get_args(Variant):
         raise IdgenError(f"variant={variant!r} is unknown: use {' or '.join(map(repr, get_args(Variant)))}")
@@ -86,6 +112,13 @@ def train_person(
         raise IdgenError("no PVA adapter in this pipeline: load_pva('FPIP.bin')")
     if pipe.person is not None:
         raise IdgenError("this pipeline has a person's weights already: unload_person() first")
+    recipe = (AUTHORS if look is None or adapter.config.recogniser != "mini" else MINI)[variant]
+    if learning_rate is not None:
+        recipe = replace(recipe, rate=learning_rate)
+    if identity_weight is not None:
+        recipe = replace(recipe, identity_weight=identity_weight)
+    if recipe.identity_weight and look is None:
+        raise IdgenError("a loss of identity needs the recogniser: pass look, or leave identity_weight out")
     device = pipe._execution_device
     rng = np.random.default_rng(seed)
     with (
@@ -108,17 +141,20 @@ def train_person(
                 weights = [*adapter.kv.parameters(), *adapter.query.parameters()]
             for value in (*weights, adapter.modifier):
                 value.requires_grad_(True)
-            rate = RATES[variant] if learning_rate is None else learning_rate
-            groups = [{"params": weights, "lr": rate}, {"params": [adapter.modifier], "lr": modifier_rate}]
+            groups = [{"params": weights, "lr": recipe.rate}, {"params": [adapter.modifier], "lr": modifier_rate}]
             optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
             denoiser = PVADenoiser(pipe.unet, adapter, pipe.text_encoder).eval()
             makers = _batches(pipe, photos, rng)
             for _ in report(range(steps)):
                 # The authors' backward passes, one a stratum of time, in one of them.
-                batch = next(makers).repeat(time_bins)
+                one, target, turned = next(makers)
+                batch = one.repeat(time_bins)
                 times = stratified_times(pipe.scheduler, 1, time_bins, device).T
                 noise = torch.randn_like(batch.latents)[None]
-                train_on_bins(denoiser, optimizer, pipe.scheduler, batch, times, noise, 1)
+                more = None
+                if look is not None and recipe.identity_weight:
+                    more = partial(_identity, pipe, photos, look, recipe.identity_weight, target, turned)
+                train_on_bins(denoiser, optimizer, pipe.scheduler, batch, times, noise, 1, more)
             changes: dict[str, Tensor] = {}
             for name, value in adapter.named_parameters():
                 if not torch.equal(value, before[name]):
@@ -133,8 +169,32 @@ def train_person(
     return PersonWeights(variant, changes, fingerprint(adapter))
 
 
-def _batches(pipe: PVAInpaintPipeline, photos: PersonPhotos, rng: np.random.Generator) -> Iterator[HoleBatch]:
-    """Each photo once in a random order, and again."""
+def _identity(
+    pipe: PVAInpaintPipeline,
+    photos: PersonPhotos,
+    look: Look,
+    weight: float,
+    target: int,
+    turned: bool,
+    prediction: Tensor,
+    noised: Noised,
+) -> Tensor:
+    """How unlike the person the predicted pictures of one photo are."""
+
+    def see(pictures: Tensor, rows: Tensor) -> Tensor:
+        landmarks = photos.landmarks[target].to(pictures).expand(len(pictures), -1, -1)
+        return look(pictures.flip(-1) if turned else pictures, landmarks)
+
+    clean = predicted_latents(pipe.scheduler, prediction, noised)
+    weights = timestep_weights(pipe.scheduler.alphas_cumprod, noised.timesteps)
+    person = F.normalize(photos.references.float(), dim=1).mean(0).to(clean.device).expand(len(clean), -1)
+    return weight * weighed_distance(see, vae_decoder(pipe.vae), clean, person, weights, len(clean))
+
+
+def _batches(
+    pipe: PVAInpaintPipeline, photos: PersonPhotos, rng: np.random.Generator
+) -> Iterator[tuple[HoleBatch, int, bool]]:
+    """Each photo once in a random order, and again; with its number and whether it is mirrored."""
     device = pipe._execution_device
     texts = [PROMPT.replace(PLACEHOLDER, pipe.config.placeholder)]
     prompts = PersonPrompts.tokenise(pipe.tokenizer, texts, pipe.config.placeholder)
@@ -155,7 +215,7 @@ def _batches(pipe: PVAInpaintPipeline, photos: PersonPhotos, rng: np.random.Gene
                     picture, hole = picture.flip(-1), hole.flip(-1)
                 made = make_holes(pipe.vae, picture.to(pipe.vae.dtype), hole.to(pipe.vae.dtype))
                 encoded[key] = made[0].to(pipe.unet.dtype), made[1].to(pipe.unet.dtype), made[2].to(pipe.unet.dtype)
-            yield HoleBatch(*encoded[key], torch.stack(rows)[None].to(device), prompts)
+            yield HoleBatch(*encoded[key], torch.stack(rows)[None].to(device), prompts), int(target), bool(turned)
 
 
 @contextmanager

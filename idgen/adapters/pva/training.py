@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,11 +98,6 @@ def stratified_times(scheduler: Any, batch: int, bins: int, device: torch.device
     return inside + width * torch.arange(bins, device=device)[:, None]
 
 
-def hole_loss(denoiser: Any, scheduler: Any, batch: HoleBatch, timesteps: Tensor, noise: Tensor) -> Tensor:
-    """The denoising loss over a batch at given times, as `predict_hole` has them."""
-    return denoising_loss(*predict_hole(denoiser, scheduler, batch, timesteps, noise))
-
-
 def predict_hole(
     denoiser: Any, scheduler: Any, batch: HoleBatch, timesteps: Tensor, noise: Tensor
 ) -> tuple[Tensor, Noised]:
@@ -125,6 +121,7 @@ def train_on_bins(
     timesteps: Tensor,
     noise: Tensor,
     accumulate: int,
+    more: Callable[[Tensor, Noised], Tensor] | None = None,
 ) -> Tensor:
     """The pictures once at every stratum of time, one backward pass each, and a step of the optimiser after so many.
 
@@ -132,12 +129,16 @@ def train_on_bins(
         timesteps: (bins, batch) int64.
         noise: (bins, batch, channels, h, w).
         accumulate: backward passes per step; `bins` is a multiple of it.
+        more: what is added to the denoising loss, of the prediction and what was asked.
     Returns:
         (bins,) losses.
     """
     losses = []
     for index, (times, one) in enumerate(zip(timesteps, noise, strict=True), 1):
-        loss = hole_loss(denoiser, scheduler, batch, times, one)
+        prediction, noised = predict_hole(denoiser, scheduler, batch, times, one)
+        loss = denoising_loss(prediction, noised)
+        if more is not None:
+            loss = loss + more(prediction, noised)
         (loss / accumulate).backward()
         losses.append(loss.detach())
         if index % accumulate == 0:
