@@ -250,7 +250,7 @@ def test_identity_is_read_in_the_decoded_prediction_the_right_way_round(pipe, en
             seen = pictures.flip(3) if turned else pictures
             crops = norm_crop_torch(seen, landmarks.expand(len(seen), -1, -1))
             distances = 1 - torch.nn.functional.cosine_similarity(encoder.encode_aligned(crops), person[None])
-            if value == pytest.approx(float(2 * (abar.sqrt() * distances).mean()), rel=1e-4):
+            if value == pytest.approx((2 * (abar.sqrt() * distances).mean()).item(), rel=1e-4):
                 fits.add(turned)
     assert fits == {False, True}, "some photos as they are, some mirrored"
     photos = module.PersonPhotos(*[torch.zeros(1)] * 5)

@@ -14,8 +14,12 @@ from PIL import Image
 import idgen.configs
 from idgen.checkpoint import load_training_state, load_weights
 from idgen.errors import IdgenError
+from idgen.faces import FaceEncoder
+from idgen.faces.align_torch import norm_crop_torch
 from idgen.finetune import active_adapters, load_adapter
-from idgen.models.mini_detector import MiniDetector
+from idgen.losses.diffusion import add_noise
+from idgen.models.mini_detector import Detections, MiniDetector
+from idgen.rewards.views import vae_decoder
 from idgen.train.checkpoints import STATE, newest_first
 from idgen.train.config import parse_config
 from idgen.train.denoisers import PersonalDenoiser, open_pipeline
@@ -25,6 +29,7 @@ from idgen.train.priors import prior_pictures
 from tests.tiny_family import face_in_the_middle, tiny_family
 from tests.tiny_sdxl import sdxl_folder
 
+NOBODY = Detections(torch.zeros(0, 4), torch.zeros(0, 5, 2), torch.zeros(0))
 RECIPES = Path(idgen.configs.__file__).parent
 
 
@@ -103,6 +108,52 @@ def test_arc2face_learns_a_person_from_the_zero_shot_start(kind: str, photos: Pa
     # A face of 19 px in a picture of 32: too small to be measured, and no reason to stop.
     assert Image.open(config.output_dir / "grids" / "000002.png").size == (64, 64)
     assert json.loads((config.output_dir / "photos.json").read_text())["used"] == ["a.png", "b.png", "c.png"]
+
+
+def test_a_loss_of_identity_reads_the_predicted_photos_upright(photos: Path) -> None:
+    config = settings(
+        photos,
+        **{"identity_weight": 0.5, "identity_schedule": "naive", "identity_batch": 16, "train_batch_size": 16},
+        **{"data.random_flip": "true"},
+    )
+    stage = LoraStage(config, torch.device("cpu"))
+    batch = stage.batch(np.random.default_rng(0))
+    assert set(batch["mirrored"].tolist()) == {False, True} and bool(batch["faces"].all())
+    noised = add_noise(stage.module.scheduler, batch["latents"])
+    # The right answer: what is decoded are the photos, as the autoencoder keeps them.
+    told = stage._identity(noised.target, noised, batch)
+    pictures = vae_decoder(stage.module.pipe.vae)(batch["latents"])
+    upright = torch.stack(
+        [one.flip(2) if turned else one for one, turned in zip(pictures, batch["mirrored"], strict=True)]
+    )
+    seen = FaceEncoder.from_pretrained("mini", device="cpu").encode_aligned(
+        norm_crop_torch(upright, batch["landmarks"])
+    )
+    cosines = torch.nn.functional.cosine_similarity(seen, stage.identity)
+    assert told.item() == pytest.approx((1 - cosines.mean()).item(), abs=1e-3)
+    torch.manual_seed(0)
+    losses = stage.losses(stage.module, batch, 0.0)
+    assert losses["loss"].item() == pytest.approx((losses["person"] + 0.5 * losses["identity"]).item())
+    losses["identity"].backward()
+    assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in stage.module.weights)
+
+
+def test_photos_without_a_face_have_no_part_in_the_loss_of_identity(photos: Path, monkeypatch) -> None:
+    find = MiniDetector.detect
+    calls = []
+
+    def blind_to_the_first(self, images, threshold=0.5):
+        calls.append(1)
+        return find(self, images, threshold) if len(calls) > 1 else [NOBODY for _ in images]
+
+    monkeypatch.setattr(MiniDetector, "detect", blind_to_the_first)
+    config = settings(photos, **{"identity_weight": 1.0, "data.faceless": "mask", "train_batch_size": 3})
+    batch = LoraStage(config, torch.device("cpu")).batch(np.random.default_rng(0))
+    assert dict(zip(batch["ids"], batch["faces"].tolist(), strict=True)) == {
+        "a.png": False,
+        "b.png": True,
+        "c.png": True,
+    }
 
 
 @pytest.mark.parametrize("kind", ["dora", "oft", "boft", "hra"])
