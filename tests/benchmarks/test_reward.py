@@ -60,7 +60,9 @@ class NoFaces:
 def test_pictures_of_a_subject_are_drawn_and_measured(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("IDGEN_MINI", str(tiny_family(tmp_path / "mini")))
     monkeypatch.setattr(MiniDetector, "detect", face_in_the_middle)
-    args = argparse.Namespace(out=tmp_path, minutes=1.0, set=["model=mini"], images=2, steps=2, guidance=2.0)
+    args = argparse.Namespace(
+        out=tmp_path, minutes=1.0, set=["model=mini"], images=2, steps=2, guidance=2.0, dtype="fp32"
+    )
     made = build_subject(reward._settings(args, "arc2face", "reward", 0), resolve_device("cpu"))
     vectors = torch.nn.functional.normalize(torch.randn(3, 512))
     pictures = reward.draw(made, vectors, None, args, base=True, seed=0)
