@@ -205,7 +205,7 @@ def recogniser_of(pipe: PVAInpaintPipeline, encoder: FaceEncoder) -> Look:
     def look(pictures: Tensor, landmarks: Tensor) -> Tensor:
         if pipe.recogniser is None:
             return encoder.encode_aligned(norm_crop_torch(pictures, landmarks))
-        return pipe.recogniser(face_crop(pictures))
+        return pipe.recogniser(face_crop(pictures).to(next(pipe.recogniser.parameters())))
 
     return look
 

@@ -166,6 +166,15 @@ def test_a_pipeline_with_a_recogniser_of_its_own_sees_portraits(pipe, encoder):
     anna = read_references(pipe, encoder, [photo(1)])
     assert anna.recogniser == "ms1mv3_r50" and len(anna) == 1
     assert not inpaint_photo(pipe, encoder, photo(), anna, region="eyes", **FEW).notes
+    # One person is learned as the authors do, and with that recogniser's opinion where it is asked for.
+    calls = []
+    pipe.recogniser.register_forward_hook(lambda *given: calls.append(1))
+    default, asked = (
+        personalise(pipe, [photo(1)], 1, encoder=encoder, identity_weight=weight).changes for weight in (None, 1.0)
+    )
+    assert len(calls) == 2 + 2 + 1, "two references each, and the prediction once"
+    assert set(default) == set(asked)
+    assert any(not torch.equal(value, asked[name]) for name, value in default.items())
 
 
 @pytest.mark.parametrize("variant", ["visual", "lora"])

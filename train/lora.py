@@ -5,7 +5,8 @@
 A small adapter (LoRA, OFT and their relatives, see idgen/finetune) in the UNet, and in the text encoder where wanted, of Stable
 Diffusion, SDXL or Arc2Face. A text-to-image base learns the person under a phrase; Arc2Face starts from the person that the
 face embedding already draws. The loss may be weighted towards the face, a recogniser may say how like the person the predicted
-pictures are, and pictures that the base drew of other people hold it to what it knew. The result, `idgen.finetune.load_adapter`.
+pictures are, and pictures that the base drew of other people hold it to what it knew. `weights/adapter.safetensors` is the
+result, for `idgen.finetune.load_adapter`.
 """
 
 from __future__ import annotations

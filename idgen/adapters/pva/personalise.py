@@ -8,7 +8,7 @@ over the noise (`idgen.losses.identity`) is added; the authors have none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -221,7 +221,9 @@ def _batches(
 @contextmanager
 def _only_adapter_trains(pipe: PVAInpaintPipeline) -> Iterator[None]:
     """No gradients for anything, and afterwards for what had them before."""
-    modules: Sequence[Any] = [pipe.unet, pipe.text_encoder, pipe.vae, pipe.pva]
+    modules: list[Any] = [pipe.unet, pipe.text_encoder, pipe.vae, pipe.pva]
+    if pipe.recogniser is not None:
+        modules.append(pipe.recogniser)
     flags = [(value, value.requires_grad) for module in modules for value in module.parameters()]
     for value, _ in flags:
         value.requires_grad_(False)
