@@ -40,6 +40,7 @@ from idgen.models.inpainting import inpainting_unet
 from idgen.models.iresnet import load_iresnet
 from idgen.models.registry import load_recogniser, read_config
 from idgen.pipelines.pva import PVAInpaintPipeline
+from idgen.rewards.identity import mean_reference
 from idgen.rewards.views import vae_decoder
 from idgen.train.base import attend_plainly
 from idgen.train.identity_settings import IdentityLossConfig
@@ -113,7 +114,7 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         pictures[mirrored], holes[mirrored] = pictures[mirrored, :, ::-1], holes[mirrored, :, ::-1]
         texts = [self._prompt(int(index), bool(one), rng) for index, one in zip(chosen, shown, strict=True)]
         # Who it is: what the recogniser sees in all the others.
-        people = [F.normalize(torch.from_numpy(self.embeddings[rest]), dim=1).mean(0) for rest in others]
+        people = [mean_reference(torch.from_numpy(self.embeddings[rest])) for rest in others]
         return {
             "photos": torch.from_numpy(chosen),
             "mirrored": torch.from_numpy(mirrored).to(self.device),

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from idgen.adapters.pva.person import (
@@ -34,6 +33,7 @@ from idgen.adapters.pva.training import HoleBatch, PVADenoiser, make_holes, stra
 from idgen.errors import IdgenError
 from idgen.losses.diffusion import Noised, predicted_latents
 from idgen.losses.identity import timestep_weights, weighed_distance
+from idgen.rewards.identity import mean_reference
 from idgen.rewards.views import vae_decoder
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Recipe:
 # LoRA begins at zero and acts through two factors: at the whole weights' rate nothing happens in 40 steps.
 AUTHORS: dict[Variant, Recipe] = {"visual": Recipe(2e-5, 0.0), "lora": Recipe(1e-4, 0.0)}
 # Of a small model, chosen on validation people.
-MINI: dict[Variant, Recipe] = {"visual": Recipe(1e-3, 1.0), "lora": Recipe(1e-3, 1.0)}
+MINI = Recipe(1e-3, 1.0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,13 +112,16 @@ def train_person(
         raise IdgenError("no PVA adapter in this pipeline: load_pva('FPIP.bin')")
     if pipe.person is not None:
         raise IdgenError("this pipeline has a person's weights already: unload_person() first")
-    recipe = (AUTHORS if look is None or adapter.config.recogniser != "mini" else MINI)[variant]
+    recipe = MINI if look is not None and adapter.config.recogniser == "mini" else AUTHORS[variant]
     if learning_rate is not None:
         recipe = replace(recipe, rate=learning_rate)
     if identity_weight is not None:
         recipe = replace(recipe, identity_weight=identity_weight)
-    if recipe.identity_weight and look is None:
-        raise IdgenError("a loss of identity needs the recogniser: pass look, or leave identity_weight out")
+    identity = None
+    if recipe.identity_weight:
+        if look is None:
+            raise IdgenError("a loss of identity needs the recogniser: pass look, or leave identity_weight out")
+        identity = _identity_loss(pipe, photos, look, recipe.identity_weight)
     device = pipe._execution_device
     rng = np.random.default_rng(seed)
     with (
@@ -151,9 +154,7 @@ def train_person(
                 batch = one.repeat(time_bins)
                 times = stratified_times(pipe.scheduler, 1, time_bins, device).T
                 noise = torch.randn_like(batch.latents)[None]
-                more = None
-                if look is not None and recipe.identity_weight:
-                    more = partial(_identity, pipe, photos, look, recipe.identity_weight, target, turned)
+                more = None if identity is None else partial(identity, target, turned)
                 train_on_bins(denoiser, optimizer, pipe.scheduler, batch, times, noise, 1, more)
             changes: dict[str, Tensor] = {}
             for name, value in adapter.named_parameters():
@@ -169,26 +170,23 @@ def train_person(
     return PersonWeights(variant, changes, fingerprint(adapter))
 
 
-def _identity(
-    pipe: PVAInpaintPipeline,
-    photos: PersonPhotos,
-    look: Look,
-    weight: float,
-    target: int,
-    turned: bool,
-    prediction: Tensor,
-    noised: Noised,
-) -> Tensor:
-    """How unlike the person the predicted pictures of one photo are."""
+def _identity_loss(
+    pipe: PVAInpaintPipeline, photos: PersonPhotos, look: Look, weight: float
+) -> Callable[[int, bool, Tensor, Noised], Tensor]:
+    """How unlike the person predictions are, of (a photo's number, whether it is mirrored, prediction, what was asked)."""
+    decode, person = vae_decoder(pipe.vae), mean_reference(photos.references)
 
-    def see(pictures: Tensor, rows: Tensor) -> Tensor:
-        landmarks = photos.landmarks[target].to(pictures).expand(len(pictures), -1, -1)
-        return look(pictures.flip(-1) if turned else pictures, landmarks)
+    def loss(target: int, turned: bool, prediction: Tensor, noised: Noised) -> Tensor:
+        def see(pictures: Tensor, rows: Tensor) -> Tensor:
+            landmarks = photos.landmarks[target].to(pictures).expand(len(pictures), -1, -1)
+            return look(pictures.flip(-1) if turned else pictures, landmarks)
 
-    clean = predicted_latents(pipe.scheduler, prediction, noised)
-    weights = timestep_weights(pipe.scheduler.alphas_cumprod, noised.timesteps)
-    person = F.normalize(photos.references.float(), dim=1).mean(0).to(clean.device).expand(len(clean), -1)
-    return weight * weighed_distance(see, vae_decoder(pipe.vae), clean, person, weights, len(clean))
+        clean = predicted_latents(pipe.scheduler, prediction, noised)
+        weights = timestep_weights(pipe.scheduler.alphas_cumprod, noised.timesteps)
+        wanted = person.to(clean.device).expand(len(clean), -1)
+        return weight * weighed_distance(see, decode, clean, wanted, weights, len(clean))
+
+    return loss
 
 
 def _batches(
@@ -221,9 +219,8 @@ def _batches(
 @contextmanager
 def _only_adapter_trains(pipe: PVAInpaintPipeline) -> Iterator[None]:
     """No gradients for anything, and afterwards for what had them before."""
-    modules: list[Any] = [pipe.unet, pipe.text_encoder, pipe.vae, pipe.pva]
-    if pipe.recogniser is not None:
-        modules.append(pipe.recogniser)
+    parts: tuple[Any, ...] = (pipe.unet, pipe.text_encoder, pipe.vae, pipe.pva, pipe.recogniser)
+    modules = [part for part in parts if part is not None]
     flags = [(value, value.requires_grad) for module in modules for value in module.parameters()]
     for value, _ in flags:
         value.requires_grad_(False)
