@@ -12,6 +12,7 @@ the least able kind reaches.
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ from idgen.train.lora import FILE, LoraConfig, LoraStage
 
 SHOWN, OTHERS = 5, 6  # photos that are learned, and photos that the result is compared with
 RECIPE = Path(__file__).parents[1] / "configs" / "mini" / "personalise.yaml"
+SECONDS = "seconds.txt"  # beside a finished training: how long it took
 ZERO_SHOT = "Arc2Face, zero-shot"
 BAR_GAIN, BAR_MINUTES = 0.05, 5.0
 
@@ -103,8 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _learn(args: argparse.Namespace, kind: str, person: int) -> float:
-    """Seconds that the training took; a finished one is not trained again."""
+    """Seconds that the training took; a finished one is not trained again, one that was broken off begins anew."""
     folder = args.out / str(person) / f"{args.condition}-{kind}"
+    clock = folder / SECONDS
+    if clock.is_file():
+        return float(clock.read_text())
+    if folder.exists():
+        shutil.rmtree(folder)
     settings = [
         f"data.photos={args.out / str(person) / 'photos'}",
         f"adapter.kind={kind}",
@@ -117,6 +124,8 @@ def _learn(args: argparse.Namespace, kind: str, person: int) -> float:
     start = time.perf_counter()
     fit(LoraStage, parse_config(LoraConfig, ["--config", str(args.config), *flags]))
     seconds = time.perf_counter() - start
+    with atomic_write(clock) as temporary:
+        temporary.write_text(f"{seconds:.2f}")
     say(f"{person}, {kind}: {seconds:.0f} s")
     return seconds
 

@@ -20,16 +20,19 @@ from torch import Tensor, nn
 from idgen.adapters.arc2face.convert import load_encoder, load_model
 from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
-from idgen.losses.diffusion import add_noise, denoising_loss
+from idgen.losses.diffusion import add_noise, denoising_loss, predicted_latents
 from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet, save_pipeline
-from idgen.train.config import TrainConfig
+from idgen.rewards.views import vae_decoder
+from idgen.train.identity_settings import WordsLossConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_pil
 from idgen.train.sampling import sample
 from idgen.train.text_encoder import TOKENIZER, WEIGHTS, open_tokenizer, tokenise
+from idgen.train.words import WordsLoss
 
 
-class BaseConfig(TrainConfig):
+class BaseConfig(WordsLossConfig):
     """Settings of train/base.py."""
 
     data: Path = Field(description="folder of `idgen synth`")
@@ -71,19 +74,32 @@ class BaseStage(Stage[BaseConfig]):
         if config.text_encoder:
             load_text_encoder(self.module, config.text_encoder / WEIGHTS)
         self.module.text_encoder.requires_grad_(config.text_encoder_rate > 0)
+        self.words: WordsLoss | None = None
+        if config.words_weight:
+            self.vae.requires_grad_(False).to(memory_format=torch.channels_last)
+            decode = load_tiny(config.tiny, device) if config.tiny else vae_decoder(self.vae)
+            self.words = WordsLoss(config, data, self.scheduler, decode, device)
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = torch.from_numpy(rng.choice(len(self.latents), self.config.train_batch_size, replace=False))
         chosen = chosen.to(self.device)
         dropped = torch.from_numpy(rng.random(len(chosen)) < self.config.proportion_empty_prompts).to(self.device)
         return {
+            "photos": chosen,
+            "dropped": dropped,
             "latents": self.latents[chosen],
             "tokens": torch.where(dropped[:, None], self.empty, self.tokens[chosen]),
         }
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         noised = add_noise(self.scheduler, batch["latents"].float())
-        return {"loss": denoising_loss(model(noised.noisy, noised.timesteps, batch["tokens"]), noised)}
+        prediction = model(noised.noisy, noised.timesteps, batch["tokens"])
+        denoising = denoising_loss(prediction, noised)
+        if self.words is None:
+            return {"loss": denoising}
+        clean = predicted_latents(self.scheduler, prediction, noised)
+        words = self.words(clean, noised.timesteps, batch["photos"], ~batch["dropped"])
+        return {"loss": denoising + self.config.words_weight * words, "denoising": denoising, "words": words}
 
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:

@@ -31,7 +31,7 @@ from idgen.adapters.wplus.sources import load_base
 from idgen.checkpoint import sha256
 from idgen.data.celebahq_idi import CelebAHQIDI
 from idgen.data.faces import FaceFolder
-from idgen.data.portraits import Portraits, SynthPortraits, as_tensor, embed_portraits
+from idgen.data.portraits import Portraits, SynthPortraits, as_tensor, embed_portraits, mirrored_caption
 from idgen.errors import IdgenError
 from idgen.faces.align_torch import norm_crop_torch
 from idgen.losses.diffusion import Noised, denoising_loss, predicted_latents
@@ -43,13 +43,14 @@ from idgen.pipelines.pva import PVAInpaintPipeline
 from idgen.rewards.identity import mean_reference
 from idgen.rewards.views import vae_decoder
 from idgen.train.base import attend_plainly
-from idgen.train.identity_settings import IdentityLossConfig
+from idgen.train.identity_settings import IdentityLossConfig, WordsLossConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_pil
+from idgen.train.words import WordsLoss
 
 
-class InpaintTrainConfig(IdentityLossConfig):
+class InpaintTrainConfig(IdentityLossConfig, WordsLossConfig):
     """Settings of train/inpaint.py."""
 
     layout: Literal["synth", "celebahq_idi"] = Field("synth", description="of the data: `idgen synth`, or CelebAHQ-IDI")
@@ -89,6 +90,7 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         unet = self._unet(parts["unet"]).to(device)
         self.size = unet.config.sample_size * 8
         self._open_data()
+        self.words = self._words() if config.words_weight else None
         sizes = {"in_dim": self.embeddings.shape[1], "num_q_token": config.tokens, "num_layer": config.layers}
         sizes["feedforward"] = config.feedforward
         width = unet.config.cross_attention_dim
@@ -112,12 +114,15 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         holes = np.stack([self.data.hole(int(index), rng) for index in chosen])
         mirrored = rng.random(len(chosen)) < config.flip_share
         pictures[mirrored], holes[mirrored] = pictures[mirrored, :, ::-1], holes[mirrored, :, ::-1]
-        texts = [self._prompt(int(index), bool(one), rng) for index, one in zip(chosen, shown, strict=True)]
+        told = rng.random(len(chosen)) < config.caption_share
+        ways = zip(chosen, shown, told, mirrored, strict=True)
+        texts = [self._prompt(int(index), *map(bool, way)) for index, *way in ways]
         # Who it is: what the recogniser sees in all the others.
         people = [mean_reference(torch.from_numpy(self.embeddings[rest])) for rest in others]
         return {
             "photos": torch.from_numpy(chosen),
             "mirrored": torch.from_numpy(mirrored).to(self.device),
+            "told": torch.from_numpy(told).to(self.device),
             "people": torch.stack(people).to(self.device),
             "pictures": as_tensor(pictures, self.device),
             "holes": torch.from_numpy(holes[:, None]).to(self.device).float(),
@@ -146,14 +151,16 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         times = stratified_times(self.scheduler, len(latents), bins, self.device).flatten()
         prediction, noised = predict_hole(model, self.scheduler, rows, times, torch.randn_like(rows.latents))
         denoising = denoising_loss(prediction, noised)
-        if not self.config.identity_weight:
-            return {"loss": denoising}
-        identity = self._identity(predicted_latents(self.scheduler, prediction, noised), noised, batch)
-        return {
-            "loss": denoising + self.config.identity_weight * identity,
-            "denoising": denoising,
-            "identity": identity,
-        }
+        losses = {"loss": denoising, "denoising": denoising}
+        clean = predicted_latents(self.scheduler, prediction, noised)
+        if self.config.identity_weight:
+            losses["identity"] = self._identity(clean, noised, batch)
+            losses["loss"] = losses["loss"] + self.config.identity_weight * losses["identity"]
+        if self.words is not None:
+            photos, told, mirrored = (batch[name].repeat(bins) for name in ("photos", "told", "mirrored"))
+            losses["words"] = self.words(clean, noised.timesteps, photos, told, mirrored)
+            losses["loss"] = losses["loss"] + self.config.words_weight * losses["words"]
+        return losses
 
     def _identity(self, clean: Tensor, noised: Noised, batch: Batch) -> Tensor:
         config, photos = self.config, len(batch["photos"])
@@ -235,6 +242,11 @@ class InpaintStage(Stage[InpaintTrainConfig]):
             )
         return base
 
+    def _words(self) -> WordsLoss:
+        if not isinstance(self.data, SynthPortraits):
+            raise IdgenError("words_weight needs pictures of `idgen synth`: no others say what their captions mean")
+        return WordsLoss(self.config, self.data.data, self.scheduler, self.decode, self.device)
+
     def _open_data(self) -> None:
         config, device = self.config, self.device
         if config.layout == "synth":
@@ -276,9 +288,11 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         numbers = self._rest[index]
         return numbers[numbers != index]
 
-    def _prompt(self, index: int, shown: bool, rng: np.random.Generator) -> str:
+    def _prompt(self, index: int, shown: bool, told: bool, mirrored: bool) -> str:
         prompt, caption = PROMPT if shown else NEGATIVE, self.data.caption(index)
-        return f"{prompt}, {caption}" if caption and rng.random() < self.config.caption_share else prompt
+        if not (caption and told):
+            return prompt
+        return f"{prompt}, {mirrored_caption(caption) if mirrored else caption}"
 
     def _initialise(self, adapter: PVAAdapter, text_encoder: Any) -> None:
         words = self.tokenizer(self.config.initialiser, add_special_tokens=False).input_ids

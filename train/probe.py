@@ -17,25 +17,32 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
+from idgen.adapters.arc2face.convert import load_model
 from idgen.checkpoint import save_weights
+from idgen.console import progress
+from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
 from idgen.files import atomic_write
 from idgen.models.probe import POSE_UNIT, AttributeProbe, load_probe, to_network
+from idgen.rewards.views import vae_decoder
 from idgen.synthetic.shots import MIXED
-from idgen.train.config import TrainConfig
+from idgen.train.identity_settings import DecodedLossConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.picture_coding import load_tiny
+from idgen.train.pictures import to_bytes
 
 ATTRIBUTES = ("expression", "hair_style", "hair_colour", "glasses", "head", "beard", "lipstick", "gender")
 UNNAMED = -100  # cross entropy passes over it: a mix of expressions has no name, and who is bald shows no hair colour
 
 
-class ProbeConfig(TrainConfig):
+class ProbeConfig(DecodedLossConfig):
     """Settings of train/probe.py."""
 
     data: Path = Field(description="folder of `idgen synth` with the people to learn from")
     validation: Path = Field(description="folder of `idgen synth` with other people")
     size: int = Field(64, ge=32, description="pixels per side at which pictures are read")
     widths: tuple[int, ...] = Field((48, 128, 256), description="channels; each stage halves the resolution")
+    vae: Path | None = Field(None, description="folder of an autoencoder: half the pictures are copies through it")
     shift: int = Field(3, ge=0, description="pictures of that size are moved by up to so many pixels")
 
 
@@ -54,10 +61,15 @@ class ProbeStage(Stage[ProbeConfig]):
         # Shrunk once to what the probe reads: (n, size, size, 3) uint8.
         starts = range(0, len(self.data), 256)
         self.small = torch.cat([_shrunk(self.data.images[start : start + 256], config.size) for start in starts])
+        self.copies = self._copies(config.vae) if config.vae else None
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = torch.from_numpy(rng.integers(len(self.data), size=self.config.train_batch_size))
-        images = to_network(self.small[chosen].to(self.device))
+        small = self.small[chosen]
+        if self.copies is not None:
+            copied = torch.from_numpy(rng.random(len(chosen)) < 0.5)
+            small = torch.where(copied.view(-1, 1, 1, 1), self.copies[chosen], small)
+        images = to_network(small.to(self.device))
         # Moved as a batch, the edge repeated: generated faces sit a little off the place of rendered ones.
         pad = self.config.shift
         top, left = (int(value) for value in rng.integers(0, 2 * pad + 1, 2))
@@ -97,6 +109,21 @@ class ProbeStage(Stage[ProbeConfig]):
 
     def load(self, folder: Path) -> None:
         self.module.probe.load_state_dict(load_probe(str(folder)).state_dict())
+
+    @torch.no_grad()
+    def _copies(self, folder: Path) -> Tensor:
+        """The pictures as the autoencoder gives them back, shrunk: what is read in them is what a model can draw."""
+        vae: Any = load_model(folder, "autoencoder").to(self.device, memory_format=torch.channels_last)
+        latents = encode_latents(self.data, vae, folder / "diffusion_pytorch_model.safetensors", self.device)
+        decode = load_tiny(self.config.tiny, self.device) if self.config.tiny else vae_decoder(vae)
+        starts = range(0, len(latents), 128)
+        parts = []
+        for start in progress(starts, len(starts), "copies"):
+            rows = torch.from_numpy(np.array(latents[start : start + 128])).to(self.device).float()
+            with torch.autocast(self.device.type, torch.bfloat16):
+                made = decode(rows.contiguous(memory_format=torch.channels_last))
+            parts.append(_shrunk(to_bytes(made).numpy(), self.config.size))
+        return torch.cat(parts)
 
     def _labels(self, data: FaceFolder) -> dict[str, Tensor]:
         labels = {

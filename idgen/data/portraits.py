@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -81,6 +82,11 @@ def embed_portraits(data: Portraits, embed: Embed, name: str, device: torch.devi
     with atomic_write(path) as temporary, temporary.open("wb") as handle:
         np.save(handle, result)
     return result
+
+
+def mirrored_caption(caption: str) -> str:
+    """What a caption says of the mirrored picture: left is right."""
+    return re.sub(r"\b(left|right)\b", lambda side: "right" if side[0] == "left" else "left", caption)
 
 
 def as_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:

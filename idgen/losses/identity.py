@@ -131,12 +131,30 @@ def weighed_distance(
         see: pictures (n, 3, height, width) in [-1, 1], and which rows of the batch they are (n,) -> embeddings (n, dim).
         decode, clean, targets, weights, most: as there.
     """
+
+    def distances(pictures: Tensor, rows: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(see(pictures, rows).float(), targets[rows].float())
+
+    return weighed_loss(distances, decode, clean, weights, most)
+
+
+def weighed_loss(
+    losses: Callable[[Tensor, Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    clean: Tensor,
+    weights: Tensor,
+    most: int,
+) -> Tensor:
+    """The weighed mean of a loss of pictures, over the first `most` samples that count.
+
+    Args:
+        losses: pictures (n, 3, height, width) in [-1, 1], and which rows of the batch they are (n,) -> losses (n,).
+        decode, clean, weights, most: as in `scheduled_identity`.
+    """
     chosen = weights.nonzero()[:, 0][:most]
     if not len(chosen):
         return clean.sum() * 0
-    embeddings = see(decode(clean[chosen]).float(), chosen).float()
-    distances = 1 - F.cosine_similarity(embeddings, targets[chosen].float())
-    return (weights[chosen] * distances).mean()
+    return (weights[chosen] * losses(decode(clean[chosen]).float(), chosen)).mean()
 
 
 def clean_latents(noisy: Tensor, prediction: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:

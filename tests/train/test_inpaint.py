@@ -118,6 +118,18 @@ def test_the_loss_of_identity_looks_at_the_photo_as_it_was_before_mirroring(stag
     assert torch.isclose(losses["loss"], losses["denoising"] + losses["identity"])
 
 
+def test_the_loss_of_words_is_of_the_pictures_whose_caption_was_given(people_folder: Path, tmp_path: Path) -> None:
+    words = ["--words_weight", "0.5", "--words_probe", str(MINI / "probe"), "--words_batch", "8"]
+    flags = [*arguments(people_folder, tmp_path), *words, "--caption_share", "1", "--identity_weight", "0"]
+    stage = InpaintStage(parse_config(InpaintTrainConfig, flags), torch.device("cpu"))
+    batch = stage.batch(np.random.default_rng(2))
+    losses = stage.losses(stage.module, batch, 1.0)
+    assert losses["words"] > 0
+    assert torch.isclose(losses["loss"], losses["denoising"] + 0.5 * losses["words"])
+    untold = stage.losses(stage.module, batch | {"told": torch.zeros(2, dtype=torch.bool)}, 1.0)
+    assert untold["words"] == 0
+
+
 def test_what_is_frozen_is_no_part_of_a_checkpoint(stage: InpaintStage) -> None:
     names = {name.split(".")[0] for name in stage.module.state_dict()}
     assert names == {"unet", "adapter"}

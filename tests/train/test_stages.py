@@ -67,7 +67,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, people_folder: Path) -> di
     out["vae"] = _train("autoencoder", "autoencoder", root / "v", people_folder, "--train_batch_size", "2", *recogniser)
     vae = ["--train_batch_size", "4", "--vae", str(out["vae"])]
     out["text_encoder"] = _train("text_encoder", "text_encoder", root / "t", people_folder, *vae)
+    out["reader"] = _train("probe", "reader", root / "w", people_folder, *vae)
     words = ["--text_encoder", str(out["text_encoder"]), "--text_encoder_rate", "0"]
+    words += ["--words_weight", "0.1", "--words_probe", str(out["reader"])]
     out["base"] = _train("base", "base", root / "b", people_folder, *vae, *words)
     arc = ["--train_batch_size", "8", "--base", str(out["base"]), "--identity_start", "0", *recogniser]
     out["arc2face"] = _train("arc2face", "arc2face", root / "a", people_folder, *arc)
