@@ -98,7 +98,8 @@ class BaseStage(Stage[BaseConfig]):
         if self.words is None:
             return {"loss": denoising}
         clean = predicted_latents(self.scheduler, prediction, noised)
-        words = self.words(clean, noised.timesteps, batch["photos"], ~batch["dropped"])
+        truth = batch["latents"].float()
+        words = self.words(clean, truth, noised.timesteps, batch["photos"], ~batch["dropped"])
         return {"loss": denoising + self.config.words_weight * words, "denoising": denoising, "words": words}
 
     @torch.no_grad()

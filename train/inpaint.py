@@ -158,7 +158,7 @@ class InpaintStage(Stage[InpaintTrainConfig]):
             losses["loss"] = losses["loss"] + self.config.identity_weight * losses["identity"]
         if self.words is not None:
             photos, told, mirrored = (batch[name].repeat(bins) for name in ("photos", "told", "mirrored"))
-            losses["words"] = self.words(clean, noised.timesteps, photos, told, mirrored)
+            losses["words"] = self.words(clean, rows.latents, noised.timesteps, photos, told, mirrored)
             losses["loss"] = losses["loss"] + self.config.words_weight * losses["words"]
         return losses
 

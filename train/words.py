@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from idgen.data.faces import FaceFolder
 from idgen.errors import IdgenError
 from idgen.evaluation.prompts import read_caption
-from idgen.losses.attributes import unmet_words
+from idgen.losses.attributes import misread_words
 from idgen.losses.identity import timestep_weights, weighed_loss
 from idgen.models.probe import load_probe
 from idgen.rewards.views import Decoder
@@ -32,45 +33,51 @@ class WordsLoss:
         self.most, self.decode, self.scheduler = config.words_batch, decode, scheduler
         self.probe = load_probe(str(config.words_probe), device).requires_grad_(False)
         self.probe.to(memory_format=torch.channels_last)
-        self.allowed = {
-            name: admitted.to(device) for name, admitted in admitted_values(data, self.probe.classes).items()
-        }
+        self.said = {name: said.to(device) for name, said in named_attributes(data, self.probe.classes).items()}
 
     def __call__(
-        self, clean: Tensor, timesteps: Tensor, photos: Tensor, counts: Tensor, mirrored: Tensor | None = None
+        self,
+        clean: Tensor,
+        truth: Tensor,
+        timesteps: Tensor,
+        photos: Tensor,
+        counts: Tensor,
+        mirrored: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch, a scalar.
 
         Args:
             clean: (batch, channels, h, w) latents that the predictions stand for.
-            timesteps: (batch,) that they were made at.
+            truth: those of the photos.
+            timesteps: (batch,) that the predictions were made at.
             photos: (batch,) which of the data's photos they are of.
             counts: (batch,) bool, whether the model was told the caption.
-            mirrored: (batch,) bool, whether the photo was mirrored; its words are not.
+            mirrored: (batch,) bool, whether the photo was mirrored, which the reader undoes.
         """
         # A batch may go from little noise to much: those that are looked at shall be of all.
         order = torch.randperm(len(clean), device=clean.device)
 
-        def losses(pictures: Tensor, rows: Tensor) -> Tensor:
-            rows = order[rows]
+        def read(pictures: Tensor, rows: Tensor) -> dict[str, Tensor]:
             if mirrored is not None:
                 pictures = torch.where(mirrored[rows].view(-1, 1, 1, 1), pictures.flip(3), pictures)
-            logits, _ = self.probe(pictures.contiguous(memory_format=torch.channels_last))
-            chosen = photos[rows].to(next(iter(self.allowed.values())).device)
-            return unmet_words(logits, {name: admitted[chosen] for name, admitted in self.allowed.items()})
+            return self.probe(pictures.contiguous(memory_format=torch.channels_last))[0]
+
+        def losses(pictures: Tensor, rows: Tensor) -> Tensor:
+            rows = order[rows]
+            with torch.no_grad():
+                wanted = read(self.decode(truth[rows]).float(), rows)
+            chosen = photos[rows].to(pictures.device)
+            return misread_words(read(pictures, rows), wanted, {name: said[chosen] for name, said in self.said.items()})
 
         weights = timestep_weights(self.scheduler.alphas_cumprod, timesteps) * counts
         return weighed_loss(losses, self.decode, clean[order], weights[order], self.most)
 
 
-def admitted_values(data: FaceFolder, classes: dict[str, list[str]]) -> dict[str, Tensor]:
-    """Attribute -> (photos, classes) bool: what the caption of each photo admits, everything where it is silent."""
-    admitted = {name: torch.ones(len(data), len(names), dtype=torch.bool) for name, names in classes.items()}
-    named = set()
+def named_attributes(data: FaceFolder, attributes: Iterable[str]) -> dict[str, Tensor]:
+    """Attribute -> (photos,) bool: whether the caption of each photo has words for it; no attribute that none names."""
+    said = {name: torch.zeros(len(data), dtype=torch.bool) for name in attributes}
     for index, row in enumerate(data.rows):
-        prompt = read_caption(row["caption"], row["attributes"], row["person"], row["shot"])
-        for name, values in prompt.asked.items():
-            if name in classes:
-                named.add(name)
-                admitted[name][index] = torch.tensor([value in values for value in classes[name]])
-    return {name: table for name, table in admitted.items() if name in named}
+        for name in read_caption(row["caption"], row["attributes"], row["person"], row["shot"]).asked:
+            if name in said:
+                said[name][index] = True
+    return {name: named for name, named in said.items() if named.any()}

@@ -1,8 +1,8 @@
-"""A loss of words: does the picture that a noise prediction stands for show what its caption says?
+"""A loss of words: is the picture that a noise prediction stands for read as the picture of its caption is?
 
-The identity loss's way (`idgen.losses.identity`) with a reader of attributes in the recogniser's place. What a caption leaves
-open is left open here too: the reading of an attribute has only to be among the values that the caption's words describe, and
-may be anything where it has no words for it.
+The identity loss's way (`idgen.losses.identity`) with a reader of attributes in the recogniser's place. What is wanted is the
+reading of the autoencoder's copy of the photo, doubts and all: against the caption's words alone a model draws caricatures, of
+which the reader is surer than of any photo. What a caption leaves open is left open here too.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def unmet_words(logits: Mapping[str, Tensor], allowed: Mapping[str, Tensor]) -> Tensor:
-    """Minus the log-probability that each picture is read as its caption has it, (n,), summed over the attributes.
+def misread_words(read: Mapping[str, Tensor], wanted: Mapping[str, Tensor], said: Mapping[str, Tensor]) -> Tensor:
+    """Kullback-Leibler divergence of readings, (n,) >= 0, summed over the attributes that a caption names.
 
     Args:
-        logits: attribute -> (n, classes), as `AttributeProbe` gives them.
-        allowed: attribute -> (n, classes) bool, the classes that the caption admits: all of them where it says nothing. An
-            attribute that is not in it is passed over.
+        read: attribute -> logits (n, classes) of the pictures, as `AttributeProbe` gives them.
+        wanted: the same of the photos; no gradient passes.
+        said: attribute -> (n,) bool, whether the caption has words for it. An attribute that is not in it is passed over.
     """
-    total = torch.zeros(len(next(iter(logits.values()))), device=next(iter(logits.values())).device)
-    for name, admitted in allowed.items():
-        log = logits[name].float().log_softmax(-1).masked_fill(~admitted, -torch.inf)
-        total = total - torch.where(admitted.all(-1), 0.0, log.logsumexp(-1))
+    total = torch.zeros(len(next(iter(read.values()))), device=next(iter(read.values())).device)
+    for name, named in said.items():
+        right = wanted[name].detach().float().log_softmax(-1)
+        difference = F.kl_div(read[name].float().log_softmax(-1), right, reduction="none", log_target=True).sum(-1)
+        total = total + difference * named
     return total
