@@ -139,7 +139,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--split", choices=("test", "validation"), default="test")
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=2.0, help="of the ID generator (default: 2)")
-    flags.add_argument("--text-guidance", type=float, default=5.0, help="of the text-to-face base (default: 5)")
+    flags.add_argument("--text-guidance", type=float, default=3.0, help="of the text-to-face base (default: 3)")
     flags.add_argument("--per-value", type=int, default=6, help="prompts that name each value of an attribute")
     flags.add_argument("--training-people", type=int, default=1800, help="among whom the nearest is sought")
     flags.add_argument("--training-data", type=Path, metavar="DIR", help="their photos, to save rendering them again")

@@ -61,6 +61,25 @@ def test_every_row_is_measured(
         assert {"lora", "oft", "id_score"} == stored["words_obeyed_at_equal_id_score"].keys()
 
 
+def test_a_finished_training_keeps_its_seconds_and_a_broken_one_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def fit(_: Any, config: Any) -> None:
+        begun.append((config.output_dir / "half").exists())
+        config.output_dir.mkdir(parents=True)
+
+    monkeypatch.setattr(personalise, "fit", fit)
+    args = personalise._arguments(["--out", str(tmp_path)])
+    half = tmp_path / "7" / "identity-lora" / "half"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    seconds = personalise._learn(args, "lora", 7)
+    assert personalise._learn(args, "lora", 7) == pytest.approx(seconds, abs=0.01)
+    assert begun == [False], "trained once, and not from what was left behind"
+
+
 def test_words_are_counted_person_by_person_and_attribute_by_attribute() -> None:
     names = {attribute: ["shown", "other"] for attribute in ("expression", "glasses", "head")}
     monkeyed = {edit: replace(edit, values=frozenset(["shown"])) for edit in edits()}
