@@ -25,7 +25,6 @@ from idgen.models.mini_family import build_scheduler, build_text_encoder, build_
 from idgen.rewards.views import vae_decoder
 from idgen.train.identity_settings import WordsLossConfig
 from idgen.train.loop import Batch, Stage, run
-from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_pil
 from idgen.train.sampling import sample
 from idgen.train.text_encoder import TOKENIZER, WEIGHTS, open_tokenizer, tokenise
@@ -77,8 +76,7 @@ class BaseStage(Stage[BaseConfig]):
         self.words: WordsLoss | None = None
         if config.words_weight:
             self.vae.requires_grad_(False).to(memory_format=torch.channels_last)
-            decode = load_tiny(config.tiny, device) if config.tiny else vae_decoder(self.vae)
-            self.words = WordsLoss(config, data, self.scheduler, decode, device)
+            self.words = WordsLoss(config, data, self.scheduler, vae_decoder(self.vae), device)
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = torch.from_numpy(rng.choice(len(self.latents), self.config.train_batch_size, replace=False))

@@ -26,7 +26,7 @@ from idgen.files import atomic_write
 from idgen.models.probe import POSE_UNIT, AttributeProbe, load_probe, to_network
 from idgen.rewards.views import vae_decoder
 from idgen.synthetic.shots import MIXED
-from idgen.train.identity_settings import DecodedLossConfig
+from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import to_bytes
@@ -35,7 +35,7 @@ ATTRIBUTES = ("expression", "hair_style", "hair_colour", "glasses", "head", "bea
 UNNAMED = -100  # cross entropy passes over it: a mix of expressions has no name, and who is bald shows no hair colour
 
 
-class ProbeConfig(DecodedLossConfig):
+class ProbeConfig(TrainConfig):
     """Settings of train/probe.py."""
 
     data: Path = Field(description="folder of `idgen synth` with the people to learn from")
@@ -43,6 +43,7 @@ class ProbeConfig(DecodedLossConfig):
     size: int = Field(64, ge=32, description="pixels per side at which pictures are read")
     widths: tuple[int, ...] = Field((48, 128, 256), description="channels; each stage halves the resolution")
     vae: Path | None = Field(None, description="folder of an autoencoder: half the pictures are copies through it")
+    tiny: str | None = Field(None, description="a small decoder for the copies; the autoencoder's own by default")
     shift: int = Field(3, ge=0, description="pictures of that size are moved by up to so many pixels")
 
 

@@ -16,10 +16,14 @@ from idgen.losses.identity import timestep_weights, weighed_loss
 from idgen.models.probe import load_probe
 from idgen.rewards.views import Decoder
 from idgen.train.identity_settings import WordsLossConfig
+from idgen.train.picture_coding import load_tiny
 
 
 class WordsLoss:
-    """How far the pictures that predictions stand for are from what their captions say.
+    """How far the pictures that predictions stand for are from what their captions say of the photos.
+
+    Args:
+        decode: the model's own decoder, for where `words_tiny` names no smaller one.
 
     Raises:
         IdgenError: no probe is named, or it is missing or damaged.
@@ -30,7 +34,8 @@ class WordsLoss:
     ) -> None:
         if config.words_probe is None:
             raise IdgenError("words_weight needs a reader: name one of train/probe.py as words_probe")
-        self.most, self.decode, self.scheduler = config.words_batch, decode, scheduler
+        self.most, self.scheduler = config.words_batch, scheduler
+        self.decode = load_tiny(config.words_tiny, device) if config.words_tiny else decode
         self.probe = load_probe(str(config.words_probe), device).requires_grad_(False)
         self.probe.to(memory_format=torch.channels_last)
         self.said = {name: said.to(device) for name, said in named_attributes(data, self.probe.classes).items()}
