@@ -335,7 +335,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--expressions", type=int, default=2, help="asked for of each person (default: 2)")
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.0, help="stresses the person (default: 1, none)")
-    flags.add_argument("--text-guidance", type=float, default=6.0, help="stresses the words (default: 6)")
+    flags.add_argument("--text-guidance", type=float, default=3.0, help="stresses the words (default: 3)")
     flags.add_argument("--batch", type=int, default=10)
     flags.add_argument("--sheet", type=Path, metavar="PNG", help="also save a contact sheet")
     flags.set_defaults(cache=Path("runs/photos"))
