@@ -114,16 +114,20 @@ def load_probe(folder: str | None = None, device: torch.device | str = "cpu") ->
     """The shipped probe, or the one in `folder` (config.json, model.safetensors).
 
     Raises:
-        IdgenError: the folder or a file of it is missing or damaged.
+        IdgenError: the folder or a file of it is missing or damaged, or of another network.
     """
-    import json
     from pathlib import Path
 
     from idgen.checkpoint import load_strict, load_weights
+    from idgen.errors import IdgenError
+    from idgen.models.registry import read_config
     from idgen.weights import find_mini
 
     path = Path(folder) if folder is not None else find_mini("probe")
-    probe = AttributeProbe.from_config(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    config = read_config(path)
+    if config.get("architecture") != ARCHITECTURE:
+        raise IdgenError(f"{path} is no attribute probe: give a folder of train/probe.py's weights")
+    probe = AttributeProbe.from_config(config)
     load_strict(probe, load_weights(path / "model.safetensors"), what="the attribute probe")
     return probe.to(device).eval()
 

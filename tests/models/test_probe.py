@@ -48,6 +48,14 @@ def test_weights_of_another_probe_are_refused(probe: AttributeProbe, tmp_path: P
         load_probe(str(tmp_path))
 
 
+def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IdgenError, match="nowhere has no config"):
+        load_probe(str(tmp_path / "nowhere"))
+    (tmp_path / "config.json").write_text('{"architecture": "judge"}')
+    with pytest.raises(IdgenError, match="no attribute probe"):
+        load_probe(str(tmp_path))
+
+
 def test_a_probe_learns_a_picture_s_attribute() -> None:
     torch.manual_seed(0)
     probe = AttributeProbe(CLASSES, widths=(8, 12, 16)).train()

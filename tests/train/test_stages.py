@@ -186,6 +186,7 @@ def test_a_missing_data_folder_is_one_line_and_status_2(tmp_path: Path) -> None:
     [
         ("base", "vae", "vae: no such file or folder: nowhere; give --vae"),
         ("base", "text_encoder", "text_encoder: no such file or folder: nowhere"),
+        ("base", "words_probe", "words_probe: no such file or folder: nowhere"),
         ("text_encoder", "vae", "vae: no such file or folder: nowhere"),
         ("arc2face", "base", "base: no such file or folder: nowhere"),
         ("base", "tokenizer", "no tokenizer in"),
