@@ -34,8 +34,8 @@ from idgen.rewards.policies import guided
 from idgen.rewards.terms import RewardSum, RewardTerm
 from idgen.rewards.views import vae_decoder
 from idgen.train.adapter_samples import PhotoSamples, RenderSamples, Samples
-from idgen.train.identity_settings import IdentityLossConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.loss_settings import IdentityLossConfig
 from idgen.train.picture_coding import encode_photos, load_tiny, picture_encoder
 from idgen.train.pictures import grid, to_pil
 from idgen.train.reward_checks import CheckConfig, Checks, photo_embeddings

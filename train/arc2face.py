@@ -31,8 +31,8 @@ from idgen.models.mini_family import build_scheduler, build_text_encoder, build_
 from idgen.models.registry import load_recogniser
 from idgen.rewards.views import vae_decoder
 from idgen.train.base import attend_plainly, denoiser_groups, load_denoiser, load_unet
-from idgen.train.identity_settings import IdentityLossConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.loss_settings import IdentityLossConfig
 from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_float, to_pil
 from idgen.train.sampling import sample

@@ -23,8 +23,8 @@ from idgen.data.faces import FaceFolder
 from idgen.losses.diffusion import add_noise, denoising_loss, predicted_latents
 from idgen.models.mini_family import build_scheduler, build_text_encoder, build_unet, save_pipeline
 from idgen.rewards.views import vae_decoder
-from idgen.train.identity_settings import WordsLossConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.loss_settings import WordsLossConfig
 from idgen.train.pictures import grid, to_pil
 from idgen.train.sampling import sample
 from idgen.train.text_encoder import TOKENIZER, WEIGHTS, open_tokenizer, tokenise
@@ -90,14 +90,14 @@ class BaseStage(Stage[BaseConfig]):
         }
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        noised = add_noise(self.scheduler, batch["latents"].float())
+        latents = batch["latents"].float()
+        noised = add_noise(self.scheduler, latents)
         prediction = model(noised.noisy, noised.timesteps, batch["tokens"])
         denoising = denoising_loss(prediction, noised)
         if self.words is None:
             return {"loss": denoising}
         clean = predicted_latents(self.scheduler, prediction, noised)
-        truth = batch["latents"].float()
-        words = self.words(clean, truth, noised.timesteps, batch["photos"], ~batch["dropped"])
+        words = self.words(clean, latents, noised.timesteps, batch["photos"], ~batch["dropped"])
         return {"loss": denoising + self.config.words_weight * words, "denoising": denoising, "words": words}
 
     @torch.no_grad()

@@ -43,8 +43,8 @@ from idgen.pipelines.pva import PVAInpaintPipeline
 from idgen.rewards.identity import mean_reference
 from idgen.rewards.views import vae_decoder
 from idgen.train.base import attend_plainly
-from idgen.train.identity_settings import IdentityLossConfig, WordsLossConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.loss_settings import IdentityLossConfig, WordsLossConfig
 from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_pil
 from idgen.train.words import WordsLoss
@@ -151,6 +151,8 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         times = stratified_times(self.scheduler, len(latents), bins, self.device).flatten()
         prediction, noised = predict_hole(model, self.scheduler, rows, times, torch.randn_like(rows.latents))
         denoising = denoising_loss(prediction, noised)
+        if not self.config.identity_weight and self.words is None:
+            return {"loss": denoising}
         losses = {"loss": denoising, "denoising": denoising}
         clean = predicted_latents(self.scheduler, prediction, noised)
         if self.config.identity_weight:

@@ -37,8 +37,8 @@ from idgen.losses.identity import schedule_weights, weighed_distance
 from idgen.losses.masked import masked_denoising_loss
 from idgen.rewards.views import vae_decoder
 from idgen.train.denoisers import NAME, PersonalDenoiser, open_pipeline, read_identities, resolution
-from idgen.train.identity_settings import IdentityLossConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.loss_settings import IdentityLossConfig
 from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_float
 from idgen.train.priors import prior_conditions, prior_pictures

@@ -38,8 +38,8 @@ from idgen.models.mini_family import build_scheduler as build_mini_scheduler
 from idgen.models.registry import load_recogniser
 from idgen.pipelines import ReferenceRestorePipeline
 from idgen.rewards.views import vae_decoder
-from idgen.train.identity_settings import IdentityLossConfig
 from idgen.train.loop import Batch, Stage, run
+from idgen.train.loss_settings import IdentityLossConfig
 from idgen.train.picture_coding import load_tiny
 from idgen.train.pictures import grid, to_float, to_pil
 

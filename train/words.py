@@ -15,7 +15,7 @@ from idgen.losses.attributes import misread_words
 from idgen.losses.identity import timestep_weights, weighed_loss
 from idgen.models.probe import load_probe
 from idgen.rewards.views import Decoder
-from idgen.train.identity_settings import WordsLossConfig
+from idgen.train.loss_settings import WordsLossConfig
 from idgen.train.picture_coding import load_tiny
 
 

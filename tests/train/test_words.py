@@ -12,7 +12,7 @@ from idgen.errors import IdgenError
 from idgen.losses.attributes import misread_words
 from idgen.models.mini_family import build_scheduler
 from idgen.models.probe import load_probe
-from idgen.train.identity_settings import WordsLossConfig
+from idgen.train.loss_settings import WordsLossConfig
 from idgen.train.words import WordsLoss, named_attributes
 
 
