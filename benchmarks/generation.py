@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from idgen.console import progress
+from idgen.identity import Identity
 from idgen.pipelines import Arc2FacePipeline
+from idgen.rewards.ascent import guide_identity
 from idgen.weights import find_mini, mini_root
+
+if TYPE_CHECKING:
+    from idgen.faces import FaceEncoder
 
 BATCH = 16
 
@@ -37,24 +44,34 @@ def generate_faces(
     steps: int,
     guidance: float,
     seed: int,
+    encoder: FaceEncoder | None = None,
+    identity_guidance: float = 0.0,
     batch: int = BATCH,
 ) -> Tensor:
     """(people, images, height, width, 3) uint8 from one embedding per person (people, dim).
 
     A person without an embedding (zeros: no face was found in the references) gets black pictures.
+
+    Args:
+        encoder, identity_guidance: who made the embeddings, and how strongly it guides every step.
     """
     known = embeddings.abs().sum(-1) > 0
     rows = embeddings[known].repeat_interleave(images, 0)
     parts = []
     for start in progress(range(0, len(rows), batch), -(-len(rows) // batch), "generating"):
         chosen = rows[start : start + batch]
-        made = pipe(
-            chosen,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=_generators(seed, start, len(chosen)),
-            output_type="np",
-        ).images
+        guided = nullcontext()
+        if encoder is not None and identity_guidance:
+            people = [Identity(row[None], encoder.recogniser) for row in chosen]
+            guided = guide_identity(encoder, pipe.vae, people, identity_guidance).on(pipe)
+        with guided:
+            made = pipe(
+                chosen,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=_generators(seed, start, len(chosen)),
+                output_type="np",
+            ).images
         parts.append(_to_bytes(made))
     pictures = torch.cat(parts).unflatten(0, (-1, images))
     everybody = torch.zeros(len(embeddings), *pictures.shape[1:], dtype=torch.uint8)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -46,14 +47,17 @@ from idgen.data.regions import REGIONS, region_mask
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos
 from idgen.faces import FaceEncoder
+from idgen.identity import Identity
 from idgen.inpainting import recogniser_of
 from idgen.metrics.embedding import embed_at
 from idgen.models.probe import load_probe
 from idgen.pipelines import PVAInpaintPipeline
+from idgen.rewards.ascent import STRENGTH, guide_identity
 
 REFERENCES, OTHERS = 5, 6
 COUNTS = (1, 3, 5)
 MIRRORED = [1, 0, 2, 4, 3]  # the five landmarks of a mirror image
+GUIDED = f"{REFERENCES} references, guided by the recogniser"
 BAR_GAIN, BAR_PERSONAL, BAR_WORDS = "+0.3", "+0.03", "80 %"
 
 
@@ -107,6 +111,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     scale = Scale(FaceEncoder.from_pretrained("judge", device=device), photos, REFERENCES, args.seed, distance)
     with timed("filling"):
         rows = fill_rows(pipe, scene, vectors, way)
+        if args.identity_guidance:
+
+            def guide(part: slice) -> AbstractContextManager[None]:
+                people = [Identity(rows, encoder.recogniser) for rows in vectors[part]]
+                return guide_identity(encoder, pipe.vae, people, args.identity_guidance).on(pipe)
+
+            rows[GUIDED] = fill(pipe, scene, vectors, way, guide=guide)
     for variant in args.variants:
         with timed(f"personalising, {variant}"):
             found = personalise_all(pipe, encoder, photos, scene, vectors, variant, way, args.personal_steps)
@@ -142,12 +153,14 @@ def fill(
     way: Way,
     prompts: Sequence[str] | None = None,
     noise: Sequence[int] | None = None,
+    guide: Callable[[slice], AbstractContextManager[None]] = lambda part: nullcontext(),
 ) -> Tensor:
     """Pictures (people, size, size, 3) uint8.
 
     Args:
         vectors: (people, references, dim) raw embeddings, or None for nobody in particular.
         noise: a number each, for noise of its own; by default the rows'.
+        guide: around the filling of so many of the people.
     """
     made = []
     noise = noise or range(len(scene.pictures))
@@ -155,18 +168,19 @@ def fill(
     starts = range(0, len(scene.pictures), way.batch)
     for start in progress(starts, len(starts), "filling") if len(starts) > 1 else starts:
         part = slice(start, start + way.batch)
-        images = pipe(
-            None if vectors is None else [RawEmbeddings(rows, _recogniser(pipe)) for rows in vectors[part]],
-            list(prompts[part]),
-            as_pictures(scene.pictures[part]),
-            [Image.fromarray(hole.numpy()).convert("L") for hole in scene.holes[part]],
-            num_inference_steps=way.steps,
-            guidance_scale=way.guidance,
-            text_control=way.text_control,
-            composite=True,
-            generator=generators(way.seed, noise[part]),
-            output_type="np",
-        ).images
+        with guide(part):
+            images = pipe(
+                None if vectors is None else [RawEmbeddings(rows, _recogniser(pipe)) for rows in vectors[part]],
+                list(prompts[part]),
+                as_pictures(scene.pictures[part]),
+                [Image.fromarray(hole.numpy()).convert("L") for hole in scene.holes[part]],
+                num_inference_steps=way.steps,
+                guidance_scale=way.guidance,
+                text_control=way.text_control,
+                composite=True,
+                generator=generators(way.seed, noise[part]),
+                output_type="np",
+            ).images
         made.append(as_bytes(images))
     return torch.cat(made)
 
@@ -221,6 +235,9 @@ def add_bars(report: Report, scores: dict[str, Scores], scale: Scale, variants: 
     gain = scale.gain(most, scores["0 references"])
     report.add(f"id_score with {COUNTS[-1]} references over that with none", str(gain), BAR_GAIN)
     report.numbers["gain"] = gain.as_dict()
+    if GUIDED in scores:
+        more = scale.gain(scores[GUIDED], most)
+        report.add("id_score guided by the recogniser over that without", str(more))
     for variant in variants:
         more = scale.gain(scores[_personal(variant)], most)
         report.add(f"id_score after {_personal(variant)} over that before", str(more), BAR_PERSONAL)
@@ -336,6 +353,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.0, help="stresses the person (default: 1, none)")
     flags.add_argument("--text-guidance", type=float, default=3.0, help="stresses the words (default: 3)")
+    flags.add_argument(
+        "--identity-guidance",
+        type=float,
+        default=STRENGTH,
+        help=f"strength of a recogniser's guidance in a row of its own (default: {STRENGTH}; 0: no such row)",
+    )
     flags.add_argument("--batch", type=int, default=10)
     flags.add_argument("--sheet", type=Path, metavar="PNG", help="also save a contact sheet")
     flags.set_defaults(cache=Path("runs/photos"))

@@ -28,6 +28,7 @@ from idgen.evaluation.prompts import choose_prompts
 from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos, training_photos
 from idgen.files import atomic_write
 from idgen.models.probe import load_probe
+from idgen.rewards.ascent import STRENGTH
 from idgen.sheet import SheetRow, contact_sheet
 
 REFERENCES, OTHERS = 4, 6  # photos of each person
@@ -43,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     people = range(first, first + args.people)
     report = Report(
         f"Mini family, {args.people} {args.split} people x {args.images} images, {args.steps} steps, guidance {args.guidance:g}"
+        f" and {args.identity_guidance:g} by the recogniser"
     )
     report.numbers |= {name: getattr(args, name) for name in ("split", "people", "images", "steps", "guidance", "seed")}
+    report.numbers["identity_guidance"] = args.identity_guidance
     report.numbers |= {"training_people": args.training_people, "dtype": str(dtype), "device": str(device)}
     with timed("photos"):
         photos = take_photos(people, range(REFERENCES + OTHERS + args.images), cache=args.cache, workers=args.workers)
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with timed("embeddings of real photos"):
             gallery = make_gallery(faces, photos, people, args)
         settings = {"steps": args.steps, "guidance": args.guidance}
+        settings |= {"encoder": faces.mini, "identity_guidance": args.identity_guidance}
         with timed("generating, one reference"):
             one = generate_faces(pipe, pooled(gallery.conditioning[:, :1]), args.images, seed=args.seed, **settings)
         if "identity" in args.sections:
@@ -83,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             prompt_settings |= {"cache": args.cache, "workers": args.workers}
             bars_pictures.add_prompts(report, base, load_probe(device=device), first, seed=args.seed, **prompt_settings)
     if "speed" in args.sections:
-        bars_pictures.add_speed(report, pipe, steps=args.steps, guidance=args.guidance)
+        for strength in sorted({0.0, args.identity_guidance}):
+            bars_pictures.add_speed(
+                report, pipe, faces.mini, steps=args.steps, guidance=args.guidance, identity_guidance=strength
+            )
     report.publish(args.json)
     if "baselines" in report.numbers:
         print("\n" + baseline_table(report.numbers["baselines"]))
@@ -139,6 +146,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--split", choices=("test", "validation"), default="test")
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=2.0, help="of the ID generator (default: 2)")
+    flags.add_argument(
+        "--identity-guidance",
+        type=float,
+        default=STRENGTH,
+        help=f"by the mini recogniser, as `idgen generate` has it (default: {STRENGTH}; 0: none)",
+    )
     flags.add_argument("--text-guidance", type=float, default=3.0, help="of the text-to-face base (default: 3)")
     flags.add_argument("--per-value", type=int, default=6, help="prompts that name each value of an attribute")
     flags.add_argument("--training-people", type=int, default=1800, help="among whom the nearest is sought")

@@ -15,8 +15,9 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,18 @@ from idgen.data.real_world import degrade_photo, draw_real_world
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos
 from idgen.faces import FaceEncoder
+from idgen.identity import Identity
+from idgen.metrics.embedding import embed_at
 from idgen.pipelines import ReferenceRestorePipeline
+from idgen.rewards.ascent import STRENGTH, guide_identity
 
 REFERENCES, OTHERS = 8, 6
 COUNTS = (1, 3, 5, 8)  # ReF-LDM's table 5
 REAL_WORLD = "real_world"  # not one of ReF-LDM's presets
 WITH = 5  # references of the rows that the bars compare
+GUIDED = ", guided by the recogniser"
+
+Guide = Callable[[slice], AbstractContextManager[None]]  # so many of the people
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,16 +78,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     scale = Scale(FaceEncoder.from_pretrained("judge", device=device), photos, REFERENCES, args.seed, distance)
     with timed("references"):
         caches = _caches(pipe, photos, max(args.counts))
+        guide = _guide(pipe, photos, args) if args.identity_guidance else None
     for preset in args.presets:
         with timed(preset):
             bad = damage(photos.images[:, 0], preset, args.seed)
-            rows = restore_rows(pipe, bad, caches, args)
+            rows = restore_rows(pipe, bad, caches, args, guide)
             for row, other in others.items():
                 shown = [as_pictures(person[1 : 1 + WITH]) for person in photos.images]
                 rows[row] = _restored(other, bad, args, references=shown)
             scores = {row: scale.score(made) for row, made in rows.items()}
             add_rows(report, preset, scores)
-            add_bars(report, preset, scores, scale)
+            for row in (f"{WITH} references", f"{WITH} references{GUIDED}"):
+                add_bars(report, preset, row, scores, scale)
             if args.sheet:
                 pictures = {"original": photos.images[:, 0], "a reference": photos.images[:, 1], **rows}
                 save_sheet(args.sheet.with_stem(f"{args.sheet.stem}-{preset}"), pictures)
@@ -103,7 +112,11 @@ def damage(images: Tensor, preset: str, seed: int) -> Tensor:
 
 
 def restore_rows(
-    pipe: ReferenceRestorePipeline, bad: Tensor, caches: dict[int, list[ReferenceCache]], args: argparse.Namespace
+    pipe: ReferenceRestorePipeline,
+    bad: Tensor,
+    caches: dict[int, list[ReferenceCache]],
+    args: argparse.Namespace,
+    guide: Guide | None = None,
 ) -> dict[str, Tensor]:
     """Every way of restoring the same photos from the same noise: pictures (people, size, size, 3) uint8 by row."""
     nobody: list[ReferenceCache | None] = [None] * len(bad)
@@ -113,37 +126,57 @@ def restore_rows(
     rows = {"damaged photo": bad}
     for name, people in shown.items():
         rows[name] = _restored(pipe, bad, args, cache=people)
+    if guide is not None:
+        rows[f"{most} references{GUIDED}"] = _restored(pipe, bad, args, guide, cache=caches[most])
     return rows
 
 
-def add_bars(report: Report, preset: str, scores: dict[str, Scores], scale: Scale) -> None:
-    """What references have to bring."""
-    with_references, without = scores.get(f"{WITH} references"), scores["0 references"]
+def add_bars(report: Report, preset: str, row: str, scores: dict[str, Scores], scale: Scale) -> None:
+    """What references have to bring, in one of the rows."""
+    with_references, without = scores.get(row), scores["0 references"]
     if with_references is None:
         return
     severe = preset == "severe"
-    report.add(f"{preset}: id_score with {WITH} references", str(with_references.identity), "0.75" if severe else "")
+    report.add(f"{preset}, {row}: id_score", str(with_references.identity), "0.75" if severe else "")
     gain = scale.gain(with_references, without)
-    report.add(f"{preset}: id_score over that with none", str(gain), "+0.25" if severe else "")
+    report.add(f"{preset}, {row}: id_score over that with none", str(gain), "+0.25" if severe else "")
     for name, better in (("psnr", 1), ("distance", -1)):
         change = better * (with_references.figures[name] - without.figures[name])
-        report.add(f"{preset}: {name} better than with none by", f"{change:+.3f}", "0")
+        report.add(f"{preset}, {row}: {name} better than with none by", f"{change:+.3f}", "0")
 
 
-def _restored(pipe: ReferenceRestorePipeline, bad: Tensor, args: argparse.Namespace, **people: Sequence[Any]) -> Tensor:
+def _guide(pipe: ReferenceRestorePipeline, photos: Photos, args: argparse.Namespace) -> Guide:
+    """By what the mini recogniser sees in the references that the bars are about."""
+    encoder = FaceEncoder.from_pretrained("mini", device=pipe.device)
+    shown = slice(1, 1 + WITH)
+    people = [
+        Identity(embed_at(encoder, images[shown], landmarks[shown]), encoder.recogniser)
+        for images, landmarks in zip(photos.images, photos.landmarks, strict=True)
+    ]
+    return lambda part: guide_identity(encoder, pipe.vq, people[part], args.identity_guidance).on(pipe)
+
+
+def _restored(
+    pipe: ReferenceRestorePipeline,
+    bad: Tensor,
+    args: argparse.Namespace,
+    guide: Guide | None = None,
+    **people: Sequence[Any],
+) -> Tensor:
     """Args: people: `cache` or `references`, one entry a photo."""
     made = []
     starts = range(0, len(bad), args.batch)
     for start in progress(starts, len(starts), "restoring"):
         part = slice(start, start + args.batch)
-        images = pipe(
-            as_pictures(bad[part]),
-            **{name: list(each[part]) for name, each in people.items()},
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            generator=generators(args.seed, range(len(bad))[part]),
-            output_type="np",
-        ).images
+        with nullcontext() if guide is None else guide(part):
+            images = pipe(
+                as_pictures(bad[part]),
+                **{name: list(each[part]) for name, each in people.items()},
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance,
+                generator=generators(args.seed, range(len(bad))[part]),
+                output_type="np",
+            ).images
         made.append(as_bytes(images))
     return torch.cat(made)
 
@@ -204,6 +237,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--counts", nargs="+", type=int, choices=COUNTS, default=COUNTS, help="references")
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.5)
+    flags.add_argument(
+        "--identity-guidance",
+        type=float,
+        default=STRENGTH,
+        help=f"strength of a recogniser's guidance in a row of its own (default: {STRENGTH}; 0: no such row)",
+    )
     flags.add_argument("--batch", type=int, default=10)
     flags.add_argument(
         "--also",

@@ -1,6 +1,7 @@
 """`idgen generate` with random weights: what it writes, what it says, and that nothing is half-written."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from PIL import Image
 
 from idgen import provenance
 from idgen.cli import main
+from idgen.commands._identity_guidance import identity_guidance
 from idgen.commands.demo import EXAMPLE
 from idgen.identity import Identity
 from idgen.models.mini_detector import MiniDetector
 from idgen.provenance import is_marked, save_png
+from idgen.rewards.ascent import STRENGTH
 from tests.tiny_family import face_in_the_middle, tiny_family
 
 
@@ -103,6 +106,30 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(anna, tmp_pa
     assert [Path(path).read_bytes() for path in first] == [Path(path).read_bytes() for path in again]
     assert not np.array_equal(pixels(first), pixels(other))
     assert not np.array_equal(*pixels(first))
+
+
+def test_the_recogniser_guides_the_mini_family_unless_told_not_to(anna, tmp_path, capsys):
+    usual, asked, plain = (
+        generate(capsys, anna, "-n", 2, "-o", tmp_path / name, "--steps", 10, *flags)
+        for name, flags in (
+            ("a", ()),
+            ("b", ("--identity-guidance", STRENGTH)),
+            ("c", ("--identity-guidance", 0)),
+        )
+    )
+    assert [report["identity_guidance"] for report in (usual, asked, plain)] == [STRENGTH, STRENGTH, 0]
+    assert np.array_equal(pixels(usual["images"]), pixels(asked["images"]))
+    assert not np.array_equal(pixels(usual["images"]), pixels(plain["images"]))
+
+
+def test_other_models_are_guided_when_asked_only():
+    assert identity_guidance(Namespace(model="FoivosPar/Arc2Face", identity_guidance=None)) == 0
+    assert identity_guidance(Namespace(model="FoivosPar/Arc2Face", identity_guidance=0.02)) == 0.02
+
+
+@pytest.mark.parametrize("strength", ["-0.1", "strong", "nan", "2"])
+def test_a_strength_that_is_none_is_one_line(anna, strength, capsys):
+    assert "is not a number from 0 to 1" in refused(capsys, anna, f"--identity-guidance={strength}")
 
 
 def test_the_largest_seed_works(anna, tmp_path, capsys):

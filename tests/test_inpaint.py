@@ -15,6 +15,7 @@ from idgen.faces import FaceEncoder
 from idgen.identity import Identity
 from idgen.models.mini_detector import Detections, MiniDetector
 from idgen.provenance import is_marked
+from idgen.rewards.ascent import STRENGTH
 from tests.tiny_family import face_in_the_middle
 from tests.tiny_inpainting import tiny_inpainting_family
 
@@ -83,6 +84,18 @@ def test_the_seed_decides_and_the_references_act(files, capfd, dtype):
     assert np.array_equal(made["one"], made["again"])
     for name in ("other", "words", "seed"):
         assert not np.array_equal(made["one"], made[name]), name
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_recogniser_guides_the_mini_family_unless_told_not_to(files, capfd, dtype):
+    words = ("inpaint", files / "photo.png", "--region", "whole", "--ref", files / "a.png", "--dtype", dtype)
+    drawn = []
+    for flags in ((), ("--identity-guidance", STRENGTH), ("--identity-guidance", 0)):
+        report, _ = run(capfd, *words, *flags, "-o", files / "out.png", "--steps", 10, "--device", "cpu")
+        assert report["identity_guidance"] == (flags[1] if flags else STRENGTH)
+        drawn.append(np.asarray(Image.open(files / "out.png")))
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
 
 
 def test_an_identity_file_and_weights_of_a_person_serve(files, capfd):

@@ -18,6 +18,7 @@ from idgen.identity import Identity
 from idgen.models.mini_detector import MiniDetector
 from idgen.pipelines import ReferenceRestorePipeline
 from idgen.provenance import is_marked
+from idgen.rewards.ascent import STRENGTH
 from tests.renders import Refused
 from tests.tiny_family import face_in_the_middle, tiny_family
 from tests.tiny_restore import SIZE, add_restorer, tiny_restorer
@@ -79,6 +80,18 @@ def test_a_kept_cache_restores_as_its_photos_do_and_a_seed_decides(bad, tmp_path
         assert report["faces"][0]["references"] == 2 and report["faces"][0]["similarity"] is not None
         pictures.append(np.asarray(Image.open(tmp_path / "good.png")))
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
+
+
+def test_the_recogniser_guides_the_mini_family_unless_told_not_to(bad, tmp_path, capfd):
+    drawn = []
+    for strength in (None, STRENGTH, 0):
+        flags = [] if strength is None else ["--identity-guidance", strength]
+        out = tmp_path / "out.png"
+        report = restore(capfd, bad, "--ref", *REFERENCES, "-o", out, "--steps", 10, *flags)
+        assert report["identity_guidance"] == (STRENGTH if strength is None else strength)
+        drawn.append(np.asarray(Image.open(out)))
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
 
 
 def test_without_references_it_works_and_says_so(bad, tmp_path, capfd):

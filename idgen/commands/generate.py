@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idgen.commands._identity_guidance import add_identity_guidance, identity_guidance
 from idgen.console import progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -38,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=float, default=2.0, metavar="SCALE", help="1 turns guidance off (default: 2)"
     )
+    add_identity_guidance(parser)
     parser.add_argument("--batch", type=_count, default=4, metavar="N", help="images computed at once (default: 4)")
     parser.add_argument(
         "--model",
@@ -77,6 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     people = _load_people(args.inputs)
     pipe = _load_pipeline(args, device, dtype)
     people = people or [_embed(args, pipe.config.recogniser)]
+    guided = _guidance(args, pipe)
     embeds = pipe.encode_identity([person.identity for person in people])
     jobs = [(person, image) for person in range(len(people)) for image in range(args.images)]
     pictures: list[Image.Image] = []
@@ -88,13 +93,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     batches = [jobs[start : start + args.batch] for start in range(0, len(jobs), args.batch)]
     for batch in progress(batches, desc="generating"):
         start = time.perf_counter()
-        images = pipe(
-            prompt_embeds=embeds[[person for person, _ in batch]],
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            # A seed for each image, on the CPU: neither the batch size nor the device changes what is drawn.
-            generator=[torch.Generator().manual_seed((args.seed + image) % 2**63) for _, image in batch],
-        ).images
+        with guided([people[person].identity for person, _ in batch]):
+            images = pipe(
+                prompt_embeds=embeds[[person for person, _ in batch]],
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance,
+                # A seed for each image, on the CPU: neither the batch size nor the device changes what is drawn.
+                generator=[torch.Generator().manual_seed((args.seed + image) % 2**63) for _, image in batch],
+            ).images
         seconds += time.perf_counter() - start
         paths += [
             _save(args.out, people[person].name, number, image)
@@ -116,6 +122,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "recogniser": pipe.config.recogniser,
         "steps": args.steps,
         "guidance": args.guidance,
+        "identity_guidance": identity_guidance(args),
         "seed": args.seed,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
@@ -168,6 +175,20 @@ def _load_pipeline(args: argparse.Namespace, device: Any, dtype: Any) -> Arc2Fac
     pipe = Arc2FacePipeline.from_pretrained(args.model, base=args.base, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _guidance(
+    args: argparse.Namespace, pipe: Arc2FacePipeline
+) -> Callable[[list[Identity]], AbstractContextManager[None]]:
+    """What guides the pictures of so many people, one each."""
+    strength = identity_guidance(args)
+    if not strength:
+        return lambda people: nullcontext()
+    from idgen.faces import FaceEncoder
+    from idgen.rewards.ascent import guide_identity
+
+    encoder = FaceEncoder.from_pretrained(args.encoder or pipe.config.recogniser, device=args.device)
+    return lambda people: guide_identity(encoder, pipe.vae, people, strength).on(pipe)
 
 
 def _save(folder: Path, name: str, number: int, image: Image.Image) -> Path:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idgen.commands._identity_guidance import add_identity_guidance, identity_guidance
 from idgen.console import say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=float, default=1.5, metavar="SCALE", help="how far to follow the references (default: 1.5)"
     )
+    add_identity_guidance(parser)
     parser.add_argument(
         "--model", default="mini", metavar="NAME", help="mini, refldm.ckpt, a folder or a hub id (default: mini)"
     )
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         aligned=args.aligned,
         strict=args.strict,
         seed=args.seed,
+        identity_guidance=identity_guidance(args),
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
     )
@@ -114,6 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "model": args.model,
         "steps": args.steps,
         "guidance": args.guidance,
+        "identity_guidance": identity_guidance(args),
         "seed": args.seed,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
