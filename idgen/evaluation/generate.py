@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from idgen.evaluation.processes import Processes
 from idgen.evaluation.prompts import Prompt
 from idgen.evaluation.protocol import Protocol
 from idgen.provenance import save_png
+from idgen.rewards.ascent import guide_identity
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -151,13 +153,15 @@ def generate(
         part = missing[start : start + batch]
         for person in {job[0] for job in part} - identities.keys():
             identities[person] = _identity(encoder, [p for p in shown if p.person == person], material.people[person])
-        pictures = _call(
-            source,
-            [identities[job[0]] for job in part],
-            [prompts[job[1]] for job in part] if protocol.prompts else None,
-            [picture_seed(seed, *job[:3]) for job in part],
-            protocol.call,
-        )
+        people, strength = [identities[job[0]] for job in part], protocol.identity_guidance
+        with guide_identity(encoder, source.pipe.vae, people, strength).on(source.pipe) if strength else nullcontext():
+            pictures = _call(
+                source,
+                people,
+                [prompts[job[1]] for job in part] if protocol.prompts else None,
+                [picture_seed(seed, *job[:3]) for job in part],
+                protocol.call,
+            )
         for job, picture in zip(part, pictures, strict=True):
             save_png(job[3], picture)
     processes.wait()

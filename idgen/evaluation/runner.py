@@ -208,10 +208,15 @@ def _prepare(
         built_in.leave_out_faceless(material, [FaceReader(encoder) for encoder in encoders], cache)
     captions = None
     if source is not None:
+        encoder = _shower(source.recogniser, who, device)
+        if protocol.identity_guidance and (material.jobs or encoder is who.encoder):
+            raise IdgenError(
+                f"protocol {protocol.name!r} asks for identity guidance, which is for generated pictures and by the"
+                " recogniser that they are conditioned on, never by the judge: set identity_guidance=0"
+            )
         _claim(request.out, _settings(request, protocol, source.fingerprint), processes)
         kept: dict[str, Any] = {"seed": request.seed, "batch": request.batch, "processes": processes}
         make = repair if material.jobs else generate
-        encoder = _shower(source.recogniser, who, device)
         material.generated = make(source, encoder, material, protocol, request.out / "images", **kept)
         wanted = request.measures or protocol.measures
         if request.source == "mini" and rendered and "prompt_words" in wanted:
@@ -255,7 +260,8 @@ def _protocol(request: Request) -> Protocol:
 def _settings(request: Request, protocol: Protocol, fingerprint: str) -> dict[str, Any]:
     """What decides the generated pictures."""
     rules = protocol.model_dump(
-        mode="json", include={"name", "references", "shown", "images", "prompts", "call", "rendered"}
+        mode="json",
+        include={"name", "references", "shown", "images", "prompts", "call", "rendered", "identity_guidance"},
     )
     return {"format": FORMAT, "weights": fingerprint, "seed": request.seed, "dtype": request.dtype, "protocol": rules}
 

@@ -159,6 +159,20 @@ def test_neither_the_batch_nor_the_process_decides_what_is_drawn(
     assert all((one[i] != one[j]).any() for i in range(6) for j in range(i))
 
 
+def test_the_recogniser_that_conditions_can_guide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = ["--set", "call={num_inference_steps: 10}", *WITHOUT_PROMPTS]
+    drawn = []
+    for strength in (0, 0.05):
+        out = tmp_path / str(strength)
+        status = main(
+            ["evaluate", "mini", "--out", str(out), *SETTINGS, *steps, "--set", f"identity_guidance={strength}"]
+        )
+        assert status == 0, capsys.readouterr().err
+        drawn.append([path.read_bytes() for path in sorted((out / "images").rglob("*.png"))])
+    assert len(drawn[0]) == len(drawn[1]) == 6
+    assert all(plain != guided for plain, guided in zip(*drawn, strict=True))
+
+
 def test_photos_of_ones_own_and_a_saved_pipeline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], family: Path
 ) -> None:

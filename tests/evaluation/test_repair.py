@@ -39,6 +39,8 @@ def test_degraded_pictures_are_restored_measured_and_kept(tmp_path: Path, capsys
     for person in range(4):
         bad = np.rint(toys.photo(person, 0) / 64).astype(np.uint8) * 64
         toys.save(data / "test_images" / "severe_degrad" / f"{person:03d}00.png", bad)
+    status, error = run(capsys, *words, "--set", "identity_guidance=0.01")
+    assert status == 2 and "identity guidance, which is for generated pictures" in error
     status, result = run(capsys, *words)
     assert status == 0, result
     assert result["images"] == 4 and result["metrics"]["psnr"]["value"] > 0
