@@ -30,7 +30,7 @@ from idgen.metrics.embedding import align, detect_landmarks, embed_at
 from idgen.metrics.identity import unit
 from idgen.models.probe import AttributeProbe
 from idgen.pipelines import Arc2FacePipeline
-from idgen.rewards.ascent import guide_identity
+from idgen.rewards.ascent import guide_identity, guide_words
 
 
 def add_diversity(report: Report, probe: AttributeProbe, generated: Tensor, real: Tensor, seed: int = 0) -> None:
@@ -122,12 +122,14 @@ def add_prompts(
     steps: int,
     guidance: float,
     seed: int = 0,
+    reader: AttributeProbe | None = None,
     cache: Path | None = None,
     workers: int | None = None,
-) -> Tensor:
-    """Prompt words obeyed by the text-to-face model; returns its pictures."""
+) -> None:
+    """Prompt words obeyed by the text-to-face model; also guided by a reader that does not measure, where one is given."""
     prompts = choose_prompts(first_person, per_value=per_value, seed=0)
-    pictures = generate_from_text(pipe, [prompt.text for prompt in prompts], steps=steps, guidance=guidance, seed=seed)
+    texts = [prompt.text for prompt in prompts]
+    pictures = generate_from_text(pipe, texts, steps=steps, guidance=guidance, seed=seed)
     reading = probe.read(pictures)
     shares = obeyed(prompts, reading)
     guessing = obeyed(prompts[1:] + prompts[:1], reading)
@@ -143,7 +145,20 @@ def add_prompts(
     parts = ", ".join(f"{name} {shares[name]:.2f}" for name in (*TRACKED, "beard") if name in shares)
     report.add("prompt words obeyed, by attribute", parts)
     report.add("the same probe on real renders / on swapped prompts", f"{ceiling['all']:.3f} / {guessing['all']:.3f}")
-    return pictures
+    if reader is None:
+        return
+    pictures = generate_from_text(
+        pipe,
+        texts,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        guide=lambda chosen: guide_words(reader, pipe.vae, chosen).on(pipe),
+    )
+    guided = obeyed(prompts, probe.read(pictures))
+    parts = ", ".join(f"{name} {guided[name]:.2f}" for name in (*TRACKED, "beard") if name in guided)
+    report.add("prompt words obeyed, guided by a reader", f"{guided['all']:.3f}: {parts}", "0.75", "0.9")
+    report.numbers["prompts"]["guided"] = guided
 
 
 def prompt_photos(prompts: Sequence[Prompt], cache: Path | None = None, workers: int | None = None) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,19 +80,31 @@ def generate_faces(
 
 
 def generate_from_text(
-    pipe: StableDiffusionPipeline, prompts: Sequence[str], *, steps: int, guidance: float, seed: int, batch: int = BATCH
+    pipe: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    guide: Callable[[Sequence[str]], AbstractContextManager[None]] = lambda prompts: nullcontext(),
+    batch: int = BATCH,
 ) -> Tensor:
-    """(prompts, height, width, 3) uint8."""
+    """(prompts, height, width, 3) uint8.
+
+    Args:
+        guide: around the sampling of so many of the prompts.
+    """
     parts = []
     for start in progress(range(0, len(prompts), batch), -(-len(prompts) // batch), "generating from text"):
         chosen = list(prompts[start : start + batch])
-        made = pipe(
-            chosen,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=_generators(seed, start, len(chosen)),
-            output_type="np",
-        ).images
+        with guide(chosen):
+            made = pipe(
+                chosen,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=_generators(seed, start, len(chosen)),
+                output_type="np",
+            ).images
         parts.append(_to_bytes(made))
     return torch.cat(parts)
 

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.expressions import ask_people, obeyed, of_photos
+from benchmarks.reader import add_reader, load_reader
 from benchmarks.repaired import (
     Scale,
     Scores,
@@ -52,7 +53,7 @@ from idgen.inpainting import recogniser_of
 from idgen.metrics.embedding import embed_at
 from idgen.models.probe import load_probe
 from idgen.pipelines import PVAInpaintPipeline
-from idgen.rewards.ascent import STRENGTH, guide_identity
+from idgen.rewards.ascent import STRENGTH, guide_identity, guide_words
 
 REFERENCES, OTHERS = 5, 6
 COUNTS = (1, 3, 5)
@@ -259,20 +260,32 @@ def add_words(
     who = [index for index, each in enumerate(asked) for _ in each]
     flat = [one for each in asked for one in each]
     way = Way(args.steps, args.text_guidance, args.seed, args.batch, text_control=True)
-    made = fill(pipe, scene.of(who), vectors[who], way, [f"{_prompt(pipe)}, {one.text}" for one in flat])
+    prompts = [f"{_prompt(pipe)}, {one.text}" for one in flat]
+    made = fill(pipe, scene.of(who), vectors[who], way, prompts)
     probe = load_probe()
     shots = photos.images.shape[1]
     named = [(index, one) for index, one in enumerate(of_photos(people, shots, args.seed)) if one is not None]
     ceiling = obeyed(probe, photos.flat[[index for index, _ in named]], [one for _, one in named])
     guessed = obeyed(probe, rows[f"{COUNTS[-1]} references"][who], flat)
-    shares = obeyed(probe, made, flat)
-    detail = ", ".join(f"{value} {percent(share)}" for value, share in shares.items() if value != "all")
-    report.add(
-        f"expressions asked for and shown ({len(flat)} pictures)", f"{percent(shares['all'])}: {detail}", BAR_WORDS
-    )
+    shares = {"": obeyed(probe, made, flat)}
+    reader = load_reader(args.reader, pipe.device)
+    if reader is not None:
+        guided = fill(
+            pipe, scene.of(who), vectors[who], way, prompts,
+            guide=lambda part: guide_words(reader, pipe.vae, prompts[part]).on(pipe),
+        )  # fmt: skip
+        shares[", guided by a reader"] = obeyed(probe, guided, flat)
+    for how, share in shares.items():
+        detail = ", ".join(f"{value} {percent(one)}" for value, one in share.items() if value != "all")
+        report.add(
+            f"expressions asked for and shown{how} ({len(flat)} pictures)",
+            f"{percent(share['all'])}: {detail}",
+            BAR_WORDS,
+        )
     report.add("... by real photos of these expressions", percent(ceiling["all"]))
     report.add("... by fillings without the words", percent(guessed["all"]))
-    report.numbers["words"] = {"shown": shares, "real_photos": ceiling, "without_words": guessed}
+    report.numbers["words"] = {f"shown{how}": share for how, share in shares.items()}
+    report.numbers["words"] |= {"real_photos": ceiling, "without_words": guessed}
     return made[:: args.expressions]
 
 
@@ -359,6 +372,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=STRENGTH,
         help=f"strength of a recogniser's guidance in a row of its own (default: {STRENGTH}; 0: no such row)",
     )
+    add_reader(flags)
     flags.add_argument("--batch", type=int, default=10)
     flags.add_argument("--sheet", type=Path, metavar="PNG", help="also save a contact sheet")
     flags.set_defaults(cache=Path("runs/photos"))

@@ -21,6 +21,7 @@ from benchmarks import bars_pictures
 from benchmarks.bars_identity import Gallery, add_identity_rows, baseline_table, baselines, measure_identity, pooled
 from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, load_arc2face, load_base
+from benchmarks.reader import add_reader, load_reader
 from benchmarks.report import Report, attempted, parser, run, timed
 from idgen.console import say
 from idgen.devices import resolve_device, resolve_dtype
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             base = load_base(device, dtype)
             prompt_settings = {"per_value": args.per_value, "steps": args.steps, "guidance": args.text_guidance}
             prompt_settings |= {"cache": args.cache, "workers": args.workers}
+            prompt_settings["reader"] = load_reader(args.reader, device)
             bars_pictures.add_prompts(report, base, load_probe(device=device), first, seed=args.seed, **prompt_settings)
     if "speed" in args.sections:
         for strength in sorted({0.0, args.identity_guidance}):
@@ -153,6 +155,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"by the mini recogniser, as `idgen generate` has it (default: {STRENGTH}; 0: none)",
     )
     flags.add_argument("--text-guidance", type=float, default=3.0, help="of the text-to-face base (default: 3)")
+    add_reader(flags)
     flags.add_argument("--per-value", type=int, default=6, help="prompts that name each value of an attribute")
     flags.add_argument("--training-people", type=int, default=1800, help="among whom the nearest is sought")
     flags.add_argument("--training-data", type=Path, metavar="DIR", help="their photos, to save rendering them again")

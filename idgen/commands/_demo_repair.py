@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ def restoration(given: Given) -> Repaired:
 
     from idgen.data.degradation import PRESETS, degrade, draw_damage
     from idgen.pipelines import ReferenceRestorePipeline
+    from idgen.rewards.ascent import guide_identity
 
     pipe = ReferenceRestorePipeline.from_pretrained("mini", torch_dtype=given.dtype).to(given.device)
     size = pipe.config.size
@@ -64,7 +66,13 @@ def restoration(given: Given) -> Repaired:
     bad = Image.fromarray(degrade(photo, draw_damage(PRESETS[PRESET], size, size, generators=generators)))
     references = [one.resize((size, size)) for one in given.references]
     settings = {"num_inference_steps": given.steps}
-    return _both(pipe, given, bad, lambda shown: pipe(bad, references if shown else None, **_drawn(given), **settings))
+    guidance = guide_identity(given.encoder, pipe.vq, [given.encoder(given.references)])
+
+    def restore(shown: bool) -> Any:
+        with guidance.on(pipe) if shown else nullcontext():
+            return pipe(bad, references if shown else None, **_drawn(given), **settings)
+
+    return _both(pipe, given, bad, restore)
 
 
 def inpainting(given: Given) -> Repaired:
@@ -74,6 +82,7 @@ def inpainting(given: Given) -> Repaired:
 
     from idgen.data.regions import region_mask
     from idgen.pipelines import PVAInpaintPipeline
+    from idgen.rewards.ascent import guide_identity
 
     pipe = PVAInpaintPipeline.from_pretrained("mini", torch_dtype=given.dtype).to(given.device)
     hole = region_mask(REGION, given.landmarks, given.photo.size)
@@ -82,9 +91,11 @@ def inpainting(given: Given) -> Repaired:
     mask = Image.fromarray(hole.astype(np.uint8) * 255)
     identity = given.encoder(given.references)
     settings: dict[str, Any] = {"num_inference_steps": given.steps, "composite": True}
+    guidance = guide_identity(given.encoder, pipe.vae, [identity])
 
     def fill(shown: bool) -> Any:
-        return pipe(identity if shown else None, image=given.photo, mask_image=mask, **_drawn(given), **settings)
+        with guidance.on(pipe) if shown else nullcontext():
+            return pipe(identity if shown else None, image=given.photo, mask_image=mask, **_drawn(given), **settings)
 
     return _both(pipe, given, Image.fromarray(pixels), fill)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from idgen.commands._demo_repair import Given
     from idgen.faces import FaceEncoder
+    from idgen.identity import Identity
     from idgen.metrics.statistics import JudgeStatistics
 
 HELP = "generate new pictures of the example person, whom no training saw, and measure the likeness; needs no network"
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     references, others = _with_faces(encoder, references), _with_faces(encoder, others)
     identity = encoder(references)
     say(f"{len(identity)} references of the example person, {args.images} pictures to make on {device}")
-    images, seconds = _generate(args, identity, device, dtype)
+    images, seconds = _generate(args, encoder, identity, device, dtype)
     judge = FaceEncoder.from_pretrained("judge", device=device)
     made, shown, unseen = (_judge(judge, photos) for photos in (images, references, others))
     # The mean over the photos that were not among the references: the picture must show the person, not copy a photo.
@@ -173,23 +174,25 @@ def _landmarks(encoder: FaceEncoder, photo: Image.Image) -> np.ndarray:
 
 
 def _generate(
-    args: argparse.Namespace, identity: Any, device: torch.device, dtype: torch.dtype
+    args: argparse.Namespace, encoder: FaceEncoder, identity: Identity, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[Image.Image], float]:
-    """The pictures, and the seconds that each took once the weights were loaded."""
+    """The pictures as `idgen generate` makes them, and the seconds that each took once the weights were loaded."""
     import torch
 
     from idgen.pipelines import Arc2FacePipeline
+    from idgen.rewards.ascent import guide_identity
 
     pipe = Arc2FacePipeline.from_pretrained("mini", torch_dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     start = time.perf_counter()
-    images = pipe(
-        identity,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        num_images_per_prompt=args.images,
-        generator=torch.Generator().manual_seed(args.seed),
-    ).images
+    with guide_identity(encoder, pipe.vae, [identity]).on(pipe):
+        images = pipe(
+            identity,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            num_images_per_prompt=args.images,
+            generator=torch.Generator().manual_seed(args.seed),
+        ).images
     return images, (time.perf_counter() - start) / len(images)
 
 

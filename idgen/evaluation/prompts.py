@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from idgen.evaluation.rendered import attributes_of
 from idgen.models.probe import Reading
@@ -58,8 +59,19 @@ def read_caption(text: str, attributes: Mapping[str, object], person: int, shot:
         words = _longest(text, table.get(str(attributes[name]), ()))
         if words:
             asked[name] = frozenset(value for value, wordings in table.items() if words in wordings)
-    asked |= _hair(text, str(attributes["hair_style"]), str(attributes["hair_colour"]))
+    asked |= _hair(text, _spoken_hair(str(attributes["hair_style"]), str(attributes["hair_colour"])))
     return Prompt(text, person, shot, asked, {name: str(attributes[name]) for name in asked})
+
+
+def asked_for(text: str) -> dict[str, frozenset[str]]:
+    """What any prompt asks for, as `read_caption` finds it in captions: attribute -> the values that its words describe.
+    Attributes that are not named are not in it."""
+    asked: dict[str, frozenset[str]] = {}
+    for name, table in TABLES.items():
+        words = _longest(text, (wording for wordings in table.values() for wording in wordings))
+        if words:
+            asked[name] = frozenset(value for value, wordings in table.items() if words in wordings)
+    return asked | _hair(text, _any_hair())
 
 
 def obeyed(prompts: Sequence[Prompt], reading: Reading) -> dict[str, float]:
@@ -81,21 +93,32 @@ def obeyed(prompts: Sequence[Prompt], reading: Reading) -> dict[str, float]:
     return shares
 
 
-def _hair(text: str, style: str, colour: str) -> dict[str, frozenset[str]]:
-    """Hairstyle and colour are said in one phrase, or one of them alone."""
-    styles = {value: {phrase.text for phrase in phrases} for value, phrases in HAIR_STYLES.items()}
-    spoken = {  # what a caption may say of this hair -> (the style's wording, the colour's word)
+def _spoken_hair(style: str, colour: str) -> dict[str, tuple[str, str]]:
+    """What a caption may say of this hair, hairstyle and colour in one phrase or one of them alone -> (the style's wording, the
+    colour's word)."""
+    wordings = {phrase.text for phrase in HAIR_STYLES[style]}
+    return {
         " ".join(template.format(word).split()): (template, word)
-        for template in ("{} hair", *styles[style])
+        for template in ("{} hair", *wordings)
         for word in ("", *HAIR_COLOURS[colour])
         if word or template != "{} hair"
     }
+
+
+@cache
+def _any_hair() -> dict[str, tuple[str, str]]:
+    spoken = (_spoken_hair(style, colour) for style in HAIR_STYLES for colour in HAIR_COLOURS)
+    return {said: how for each in spoken for said, how in each.items()}
+
+
+def _hair(text: str, spoken: Mapping[str, tuple[str, str]]) -> dict[str, frozenset[str]]:
     said = _longest(text, spoken)
     if not said:
         return {}
     template, word = spoken[said]
     asked = {}
     if template != "{} hair":
+        styles = {value: {phrase.text for phrase in phrases} for value, phrases in HAIR_STYLES.items()}
         asked["hair_style"] = frozenset(value for value, templates in styles.items() if template in templates)
     if word and "{}" in template:
         asked["hair_colour"] = frozenset(value for value, words in HAIR_COLOURS.items() if word in words)

@@ -23,10 +23,12 @@ from idgen.errors import IdgenError
 from idgen.identity import Identity
 from idgen.rewards.identity import IdentityReward, mean_reference
 from idgen.rewards.scores import Reward
-from idgen.rewards.views import Asked, FaceFinder, View, WholeView, vae_decoder
+from idgen.rewards.views import Asked, FaceFinder, PictureView, View, WholeView, vae_decoder
+from idgen.rewards.words import WordsReward
 
 if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
+    from idgen.models.probe import AttributeProbe
 
 # Of the mini family, chosen on validation people (docs/RESULTS.md, "Guidance by a recogniser").
 STRENGTH = 0.01
@@ -178,8 +180,26 @@ def guide_identity(
     )
 
 
+def guide_words(
+    reader: AttributeProbe, vae: Any, prompts: Sequence[str], strength: float = STRENGTH, start: float = START
+) -> RewardGuidance:
+    """Guidance by whether a reader finds in the pictures what their prompts ask for, see `idgen.rewards.words`.
+
+    Args:
+        reader: never the probe that measures the result.
+        vae: the pipeline's autoencoder.
+        prompts: one for all pictures of a batch, or one each.
+        strength, start: see `RewardGuidance`.
+    """
+    return RewardGuidance(
+        PictureView(vae_decoder(vae)), WordsReward(reader), Asked(prompts=list(prompts)), strength, start
+    )
+
+
 def _each(asked: Asked, batch: int) -> Asked:
     rows = max(0 if asked.references is None else len(asked.references), len(asked.prompts))
     if rows not in (0, 1, batch):
-        raise IdgenError(f"the guidance knows {rows} people for {batch} pictures: give one for all, or one each")
+        raise IdgenError(
+            f"the guidance is for {rows} people or prompts, and the batch has {batch} pictures: give one for all, or one each"
+        )
     return asked.repeat(batch) if rows == 1 else asked

@@ -102,6 +102,22 @@ class WholeView:
         return View(pictures, landmarks, seen)
 
 
+class PictureView:
+    """Decodes whole pictures for rewards that ask for no face.
+
+    Args:
+        decode: from latents to pictures.
+    """
+
+    def __init__(self, decode: Decoder) -> None:
+        self.decode = decode
+
+    def __call__(self, latents: Tensor) -> View:
+        pictures = bounded(self.decode(latents))
+        everywhere = torch.ones(len(pictures), dtype=torch.bool, device=pictures.device)
+        return View(pictures, pictures.new_zeros(len(pictures), 5, 2), everywhere)
+
+
 class CropView:
     """Decodes with gradients only the latents around each face: `decode: crop`.
 

@@ -150,7 +150,7 @@ def test_a_mistake_is_one_line():
     for strength in (-0.1, float("nan")):
         with pytest.raises(IdgenError, match="expected 0 or more"):
             guidance(strength)
-    with pytest.raises(IdgenError, match="2 people for 3 pictures"):
+    with pytest.raises(IdgenError, match="for 2 people or prompts, and the batch has 3 pictures"):
         guidance().shift(torch.randn(3, 8, 4, 4))
 
 
