@@ -147,7 +147,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--images", type=int, default=4, help="generated per person and setting (default: 4)")
     flags.add_argument("--split", choices=("test", "validation"), default="test")
     flags.add_argument("--steps", type=int, default=20)
-    flags.add_argument("--guidance", type=float, default=2.0, help="of the ID generator (default: 2)")
+    flags.add_argument("--guidance", type=float, default=1.5, help="of the ID generator (default: 1.5)")
     flags.add_argument(
         "--identity-guidance",
         type=float,
