@@ -30,7 +30,7 @@ from idgen.metrics.embedding import align, detect_landmarks, embed_at
 from idgen.metrics.identity import unit
 from idgen.models.probe import AttributeProbe
 from idgen.pipelines import Arc2FacePipeline
-from idgen.rewards.ascent import guide_identity, guide_words
+from idgen.rewards.ascent import guide_identity
 
 
 def add_diversity(report: Report, probe: AttributeProbe, generated: Tensor, real: Tensor, seed: int = 0) -> None:
@@ -147,14 +147,7 @@ def add_prompts(
     report.add("the same probe on real renders / on swapped prompts", f"{ceiling['all']:.3f} / {guessing['all']:.3f}")
     if reader is None:
         return
-    pictures = generate_from_text(
-        pipe,
-        texts,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        guide=lambda chosen: guide_words(reader, pipe.vae, chosen).on(pipe),
-    )
+    pictures = generate_from_text(pipe, texts, steps=steps, guidance=guidance, seed=seed, reader=reader)
     guided = obeyed(prompts, probe.read(pictures))
     parts = ", ".join(f"{name} {guided[name]:.2f}" for name in (*TRACKED, "beard") if name in guided)
     report.add("prompt words obeyed, guided by a reader", f"{guided['all']:.3f}: {parts}", "0.75", "0.9")
@@ -182,18 +175,13 @@ def add_speed(
 ) -> None:
     """Seconds per image of one call with a batch, after a call that warms up; the best of three."""
     identity = Identity(torch.randn(1, 512, generator=torch.Generator().manual_seed(0)), encoder.recogniser)
-    guide = guide_identity(encoder, pipe.vae, [identity], identity_guidance)
+    guided = guide_identity(encoder, pipe.vae, [identity], identity_guidance).guided(pipe)
 
     def call() -> float:
         start = time.perf_counter()
-        with guide.on(pipe):
-            pipe(
-                identity,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                num_images_per_prompt=batch,
-                output_type="np",
-            )
+        guided(
+            identity, num_inference_steps=steps, guidance_scale=guidance, num_images_per_prompt=batch, output_type="np"
+        )
         return (time.perf_counter() - start) / batch
 
     call()

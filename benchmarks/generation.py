@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor
 from idgen.console import progress
 from idgen.identity import Identity
 from idgen.pipelines import Arc2FacePipeline
-from idgen.rewards.ascent import guide_identity
+from idgen.rewards.ascent import guide_identity, guide_words
 from idgen.weights import find_mini, mini_root
 
 if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
+    from idgen.models.probe import AttributeProbe
 
 BATCH = 16
 
@@ -60,18 +60,17 @@ def generate_faces(
     parts = []
     for start in progress(range(0, len(rows), batch), -(-len(rows) // batch), "generating"):
         chosen = rows[start : start + batch]
-        guided = nullcontext()
+        guided = pipe
         if encoder is not None and identity_guidance:
             people = [Identity(row[None], encoder.recogniser) for row in chosen]
-            guided = guide_identity(encoder, pipe.vae, people, identity_guidance).on(pipe)
-        with guided:
-            made = pipe(
-                chosen,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=_generators(seed, start, len(chosen)),
-                output_type="np",
-            ).images
+            guided = guide_identity(encoder, pipe.vae, people, identity_guidance).guided(pipe)
+        made = guided(
+            chosen,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=_generators(seed, start, len(chosen)),
+            output_type="np",
+        ).images
         parts.append(_to_bytes(made))
     pictures = torch.cat(parts).unflatten(0, (-1, images))
     everybody = torch.zeros(len(embeddings), *pictures.shape[1:], dtype=torch.uint8)
@@ -86,25 +85,25 @@ def generate_from_text(
     steps: int,
     guidance: float,
     seed: int,
-    guide: Callable[[Sequence[str]], AbstractContextManager[None]] = lambda prompts: nullcontext(),
+    reader: AttributeProbe | None = None,
     batch: int = BATCH,
 ) -> Tensor:
     """(prompts, height, width, 3) uint8.
 
     Args:
-        guide: around the sampling of so many of the prompts.
+        reader: guides towards what the prompts name; none by default.
     """
     parts = []
     for start in progress(range(0, len(prompts), batch), -(-len(prompts) // batch), "generating from text"):
         chosen = list(prompts[start : start + batch])
-        with guide(chosen):
-            made = pipe(
-                chosen,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=_generators(seed, start, len(chosen)),
-                output_type="np",
-            ).images
+        guided = pipe if reader is None else guide_words(reader, pipe.vae, chosen).guided(pipe)
+        made = guided(
+            chosen,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=_generators(seed, start, len(chosen)),
+            output_type="np",
+        ).images
         parts.append(_to_bytes(made))
     return torch.cat(parts)
 

@@ -14,7 +14,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -114,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = fill_rows(pipe, scene, vectors, way)
         if args.identity_guidance:
 
-            def guide(part: slice) -> AbstractContextManager[None]:
+            def guide(part: slice) -> PVAInpaintPipeline:
                 people = [Identity(rows, encoder.recogniser) for rows in vectors[part]]
-                return guide_identity(encoder, pipe.vae, people, args.identity_guidance).on(pipe)
+                return guide_identity(encoder, pipe.vae, people, args.identity_guidance).guided(pipe)
 
             rows[GUIDED] = fill(pipe, scene, vectors, way, guide=guide)
     for variant in args.variants:
@@ -154,14 +153,14 @@ def fill(
     way: Way,
     prompts: Sequence[str] | None = None,
     noise: Sequence[int] | None = None,
-    guide: Callable[[slice], AbstractContextManager[None]] = lambda part: nullcontext(),
+    guide: Callable[[slice], PVAInpaintPipeline] | None = None,
 ) -> Tensor:
     """Pictures (people, size, size, 3) uint8.
 
     Args:
         vectors: (people, references, dim) raw embeddings, or None for nobody in particular.
         noise: a number each, for noise of its own; by default the rows'.
-        guide: around the filling of so many of the people.
+        guide: what fills the holes of so many of the people; `pipe` by default.
     """
     made = []
     noise = noise or range(len(scene.pictures))
@@ -169,19 +168,19 @@ def fill(
     starts = range(0, len(scene.pictures), way.batch)
     for start in progress(starts, len(starts), "filling") if len(starts) > 1 else starts:
         part = slice(start, start + way.batch)
-        with guide(part):
-            images = pipe(
-                None if vectors is None else [RawEmbeddings(rows, _recogniser(pipe)) for rows in vectors[part]],
-                list(prompts[part]),
-                as_pictures(scene.pictures[part]),
-                [Image.fromarray(hole.numpy()).convert("L") for hole in scene.holes[part]],
-                num_inference_steps=way.steps,
-                guidance_scale=way.guidance,
-                text_control=way.text_control,
-                composite=True,
-                generator=generators(way.seed, noise[part]),
-                output_type="np",
-            ).images
+        used = pipe if guide is None else guide(part)
+        images = used(
+            None if vectors is None else [RawEmbeddings(rows, _recogniser(pipe)) for rows in vectors[part]],
+            list(prompts[part]),
+            as_pictures(scene.pictures[part]),
+            [Image.fromarray(hole.numpy()).convert("L") for hole in scene.holes[part]],
+            num_inference_steps=way.steps,
+            guidance_scale=way.guidance,
+            text_control=way.text_control,
+            composite=True,
+            generator=generators(way.seed, noise[part]),
+            output_type="np",
+        ).images
         made.append(as_bytes(images))
     return torch.cat(made)
 
@@ -272,7 +271,7 @@ def add_words(
     if reader is not None:
         guided = fill(
             pipe, scene.of(who), vectors[who], way, prompts,
-            guide=lambda part: guide_words(reader, pipe.vae, prompts[part]).on(pipe),
+            guide=lambda part: guide_words(reader, pipe.vae, prompts[part]).guided(pipe),
         )  # fmt: skip
         shares[", guided by a reader"] = obeyed(probe, guided, flat)
     for how, share in shares.items():

@@ -17,7 +17,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ REAL_WORLD = "real_world"  # not one of ReF-LDM's presets
 WITH = 5  # references of the rows that the bars compare
 GUIDED = ", guided by the recogniser"
 
-Guide = Callable[[slice], AbstractContextManager[None]]  # so many of the people
+Guide = Callable[[slice], ReferenceRestorePipeline]  # what restores so many of the people
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -153,7 +152,7 @@ def _guide(pipe: ReferenceRestorePipeline, photos: Photos, args: argparse.Namesp
         Identity(embed_at(encoder, images[shown], landmarks[shown]), encoder.recogniser)
         for images, landmarks in zip(photos.images, photos.landmarks, strict=True)
     ]
-    return lambda part: guide_identity(encoder, pipe.vq, people[part], args.identity_guidance).on(pipe)
+    return lambda part: guide_identity(encoder, pipe.vq, people[part], args.identity_guidance).guided(pipe)
 
 
 def _restored(
@@ -168,15 +167,15 @@ def _restored(
     starts = range(0, len(bad), args.batch)
     for start in progress(starts, len(starts), "restoring"):
         part = slice(start, start + args.batch)
-        with nullcontext() if guide is None else guide(part):
-            images = pipe(
-                as_pictures(bad[part]),
-                **{name: list(each[part]) for name, each in people.items()},
-                num_inference_steps=args.steps,
-                guidance_scale=args.guidance,
-                generator=generators(args.seed, range(len(bad))[part]),
-                output_type="np",
-            ).images
+        used = pipe if guide is None else guide(part)
+        images = used(
+            as_pictures(bad[part]),
+            **{name: list(each[part]) for name, each in people.items()},
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            generator=generators(args.seed, range(len(bad))[part]),
+            output_type="np",
+        ).images
         made.append(as_bytes(images))
     return torch.cat(made)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +117,7 @@ def inpaint_photo(
         region: one of `idgen.data.regions.REGIONS`, of the face.
         aligned: the photo is a portrait as FFHQ cuts it: no face is looked for where a mask says all.
         seed: of the noise, and of a random region.
-        identity_guidance: how strongly the encoder's recogniser guides every step towards the identity, which it must have made
+        identity_guidance: how strongly the encoder's recogniser guides the later steps to the identity, which it must have made
             (`idgen.rewards.ascent`; 0.01 on the mini family); 0 not at all.
         settings: for the pipeline: `prompt`, `num_inference_steps`, `guidance_scale`, `text_control`, ...
     Raises:
@@ -148,18 +147,18 @@ def inpaint_photo(
         left = 1 - hole.sum() / mask.sum()
         if left > 0.01:
             notes.append(f"{left:.0%} of the mask lie outside of the face's portrait and were left as they are")
-    guided = identity_guidance and identity is not None
-    with guide_identity(encoder, pipe.vae, [identity], identity_guidance).on(pipe) if guided else nullcontext():
-        made = pipe(
-            identity,
-            image=portrait.image,
-            mask_image=Image.fromarray(inside.astype(np.uint8) * 255),
-            height=size,
-            width=size,
-            generator=[torch.Generator().manual_seed(seed)],
-            composite=True,
-            **settings,
-        ).images[0]
+    if identity_guidance and identity is not None:
+        pipe = guide_identity(encoder, pipe.vae, [identity], identity_guidance).guided(pipe)
+    made = pipe(
+        identity,
+        image=portrait.image,
+        mask_image=Image.fromarray(inside.astype(np.uint8) * 255),
+        height=size,
+        width=size,
+        generator=[torch.Generator().manual_seed(seed)],
+        composite=True,
+        **settings,
+    ).images[0]
     result = np.array(image)
     result[hole] = _warped(made, portrait, image)[hole]
     seen = Image.fromarray(np.where(inside[..., None], np.uint8(128), np.asarray(portrait.image)))

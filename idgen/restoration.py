@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,7 +135,7 @@ def restore_photo(
             be found can be restored so.
         strict: refuse what there would only be a note of: a face unlike the references, or one that is good already.
         seed: of the noise.
-        identity_guidance: how strongly the encoder's recogniser guides every step towards people whom it knows
+        identity_guidance: how strongly the encoder's recogniser guides the later steps towards people whom it knows
             (`idgen.rewards.ascent`; 0.01 on the mini family); 0 not at all.
         settings: for the pipeline: `num_inference_steps`, `guidance_scale`, `levels`.
 
@@ -266,9 +265,9 @@ def _restored(
 ) -> list[Image.Image]:
     generators = [torch.Generator().manual_seed((seed + index) % 2**63) for index in range(len(portraits))]
     known = [None if person is None else person.identity for person in people]
-    guided = identity_guidance and any(known)
-    with guide_identity(encoder, pipe.vq, known, identity_guidance).on(pipe) if guided else nullcontext():
-        return list(pipe(portraits, cache=list(people), generator=generators, **settings).images)
+    if identity_guidance and any(known):
+        pipe = guide_identity(encoder, pipe.vq, known, identity_guidance).guided(pipe)
+    return list(pipe(portraits, cache=list(people), generator=generators, **settings).images)
 
 
 def _as_grey_as(photo: Image.Image, portraits: list[Image.Image]) -> list[Image.Image]:

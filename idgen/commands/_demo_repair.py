@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +65,11 @@ def restoration(given: Given) -> Repaired:
     bad = Image.fromarray(degrade(photo, draw_damage(PRESETS[PRESET], size, size, generators=generators)))
     references = [one.resize((size, size)) for one in given.references]
     settings = {"num_inference_steps": given.steps}
-    guidance = guide_identity(given.encoder, pipe.vq, [given.encoder(given.references)])
+    guided = guide_identity(given.encoder, pipe.vq, [given.encoder(given.references)]).guided(pipe)
 
     def restore(shown: bool) -> Any:
-        with guidance.on(pipe) if shown else nullcontext():
-            return pipe(bad, references if shown else None, **_drawn(given), **settings)
+        used = guided if shown else pipe
+        return used(bad, references if shown else None, **_drawn(given), **settings)
 
     return _both(pipe, given, bad, restore)
 
@@ -91,11 +90,11 @@ def inpainting(given: Given) -> Repaired:
     mask = Image.fromarray(hole.astype(np.uint8) * 255)
     identity = given.encoder(given.references)
     settings: dict[str, Any] = {"num_inference_steps": given.steps, "composite": True}
-    guidance = guide_identity(given.encoder, pipe.vae, [identity])
+    guided = guide_identity(given.encoder, pipe.vae, [identity]).guided(pipe)
 
     def fill(shown: bool) -> Any:
-        with guidance.on(pipe) if shown else nullcontext():
-            return pipe(identity if shown else None, image=given.photo, mask_image=mask, **_drawn(given), **settings)
+        used = guided if shown else pipe
+        return used(identity if shown else None, image=given.photo, mask_image=mask, **_drawn(given), **settings)
 
     return _both(pipe, given, Image.fromarray(pixels), fill)
 

@@ -11,7 +11,7 @@ def add_identity_guidance(parser: argparse.ArgumentParser) -> None:
         "--identity-guidance",
         type=_strength,
         metavar="STRENGTH",
-        help="how strongly what the recogniser sees guides every step; 0 not at all (default: 0.01 with mini, else 0)",
+        help="how strongly what the recogniser sees guides the later steps; 0 not at all (default: 0.01 with mini, else 0)",
     )
 
 

@@ -184,15 +184,15 @@ def _generate(
 
     pipe = Arc2FacePipeline.from_pretrained("mini", torch_dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
+    guided = guide_identity(encoder, pipe.vae, [identity]).guided(pipe)
     start = time.perf_counter()
-    with guide_identity(encoder, pipe.vae, [identity]).on(pipe):
-        images = pipe(
-            identity,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            num_images_per_prompt=args.images,
-            generator=torch.Generator().manual_seed(args.seed),
-        ).images
+    images = guided(
+        identity,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        num_images_per_prompt=args.images,
+        generator=torch.Generator().manual_seed(args.seed),
+    ).images
     return images, (time.perf_counter() - start) / len(images)
 
 

@@ -6,7 +6,6 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.guidance = 1.5 if args.model == "mini" else 3.0
     pipe = _load_pipeline(args, device, dtype)
     people = people or [_embed(args, pipe.config.recogniser)]
-    guided = _guidance(args, pipe)
+    guided = _guided(args, pipe)
     embeds = pipe.encode_identity([person.identity for person in people])
     jobs = [(person, image) for person in range(len(people)) for image in range(args.images)]
     pictures: list[Image.Image] = []
@@ -95,14 +94,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     batches = [jobs[start : start + args.batch] for start in range(0, len(jobs), args.batch)]
     for batch in progress(batches, desc="generating"):
         start = time.perf_counter()
-        with guided([people[person].identity for person, _ in batch]):
-            images = pipe(
-                prompt_embeds=embeds[[person for person, _ in batch]],
-                num_inference_steps=args.steps,
-                guidance_scale=args.guidance,
-                # A seed for each image, on the CPU: neither the batch size nor the device changes what is drawn.
-                generator=[torch.Generator().manual_seed((args.seed + image) % 2**63) for _, image in batch],
-            ).images
+        images = guided([people[person].identity for person, _ in batch])(
+            prompt_embeds=embeds[[person for person, _ in batch]],
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            # A seed for each image, on the CPU: neither the batch size nor the device changes what is drawn.
+            generator=[torch.Generator().manual_seed((args.seed + image) % 2**63) for _, image in batch],
+        ).images
         seconds += time.perf_counter() - start
         paths += [
             _save(args.out, people[person].name, number, image)
@@ -179,18 +177,16 @@ def _load_pipeline(args: argparse.Namespace, device: Any, dtype: Any) -> Arc2Fac
     return pipe
 
 
-def _guidance(
-    args: argparse.Namespace, pipe: Arc2FacePipeline
-) -> Callable[[list[Identity]], AbstractContextManager[None]]:
-    """What guides the pictures of so many people, one each."""
+def _guided(args: argparse.Namespace, pipe: Arc2FacePipeline) -> Callable[[list[Identity]], Arc2FacePipeline]:
+    """The pipeline for pictures of so many people, one each."""
     strength = identity_guidance(args)
     if not strength:
-        return lambda people: nullcontext()
+        return lambda people: pipe
     from idgen.faces import FaceEncoder
     from idgen.rewards.ascent import guide_identity
 
     encoder = FaceEncoder.from_pretrained(args.encoder or pipe.config.recogniser, device=args.device)
-    return lambda people: guide_identity(encoder, pipe.vae, people, strength).on(pipe)
+    return lambda people: guide_identity(encoder, pipe.vae, people, strength).guided(pipe)
 
 
 def _save(folder: Path, name: str, number: int, image: Image.Image) -> Path:

@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,15 +152,16 @@ def generate(
         part = missing[start : start + batch]
         for person in {job[0] for job in part} - identities.keys():
             identities[person] = _identity(encoder, [p for p in shown if p.person == person], material.people[person])
-        people, strength = [identities[job[0]] for job in part], protocol.identity_guidance
-        with guide_identity(encoder, source.pipe.vae, people, strength).on(source.pipe) if strength else nullcontext():
-            pictures = _call(
-                source,
-                people,
-                [prompts[job[1]] for job in part] if protocol.prompts else None,
-                [picture_seed(seed, *job[:3]) for job in part],
-                protocol.call,
-            )
+        people, pipe = [identities[job[0]] for job in part], source.pipe
+        if protocol.identity_guidance:
+            pipe = guide_identity(encoder, pipe.vae, people, protocol.identity_guidance).guided(pipe)
+        pictures = _call(
+            pipe,
+            people,
+            [prompts[job[1]] for job in part] if protocol.prompts else None,
+            [picture_seed(seed, *job[:3]) for job in part],
+            protocol.call,
+        )
         for job, picture in zip(part, pictures, strict=True):
             save_png(job[3], picture)
     processes.wait()
@@ -220,11 +220,11 @@ def _identity(encoder: FaceEncoder, photos: list[Photo], name: str) -> Any:
 
 
 def _call(
-    source: Source, identities: list[Any], prompts: list[str] | None, seeds: list[int], call: dict[str, Any]
+    pipe: Any, identities: list[Any], prompts: list[str] | None, seeds: list[int], call: dict[str, Any]
 ) -> list[Image.Image]:
     options: dict[str, Any] = dict(call) | ({"prompt": prompts} if prompts else {})
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return list(source.pipe(identities, generator=generators, **options).images)
+    return list(pipe(identities, generator=generators, **options).images)
 
 
 def picture_seed(*numbers: int) -> int:

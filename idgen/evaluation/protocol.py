@@ -72,7 +72,7 @@ class Protocol(_Typed):
     pipeline: str = Field("Arc2FacePipeline", description="class of idgen.pipelines, where the weights do not tell")
     call: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's call")
     identity_guidance: float = Field(
-        0.0, ge=0, le=1, description="how strongly the recogniser that embeds the references guides every step"
+        0.0, ge=0, le=1, description="how strongly the recogniser that embeds the references guides the later steps"
     )
     masks: str = Field("mask", description="layout celebahq_idi: folder of masks, named after the pictures")
     judge: str = Field("judge", description="the recogniser that measures: as FaceEncoder.from_pretrained takes it")

@@ -1,19 +1,18 @@
-"""Reward guidance: at every sampling step the predicted picture goes a little way up a reward. Nothing is trained.
+"""Reward guidance: at each of the later sampling steps the predicted picture goes a little way up a reward. Nothing is trained.
 
 What a step predicts as clean latents is decoded and scored, and moved along the gradient of the score. That does not pass through
 the UNet: a step costs one pass of the decoder and the recogniser each way (training-free guidance: Bansal et al., arXiv
 2302.07121; Yu et al., arXiv 2303.09833; the shortcut around the UNet is He et al.'s, arXiv 2311.16424).
 
-    guidance = guide_identity(encoder, pipe.vae, [identity])
-    with guidance.on(pipe):
-        pipe(identity)
+    guided = guide_identity(encoder, pipe.vae, [identity]).guided(pipe)
+    guided(identity)
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,7 +63,7 @@ class RewardGuidance:
         self.view, self.reward, self.asked, self.strength, self.start = view, reward, asked, strength, start
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewardGuidance:
-        return self  # a pipeline may copy its scheduler for a call; the networks stay where they are
+        return self  # a pipeline may copy its scheduler for a call; the networks are not copied with it
 
     @torch.enable_grad()
     def shift(self, clean: Tensor) -> Tensor:
@@ -75,15 +74,13 @@ class RewardGuidance:
         size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
         return torch.where(size > 0, self.strength * gradient / size.clamp_min(1e-20), 0.0)
 
-    @contextmanager
-    def on(self, pipe: Any) -> Iterator[None]:
-        """Guide everything that a pipeline samples meanwhile. Like the scheduler's counters this is of the pipeline, not of a
-        call: do not share it between threads.
+    def guided(self, pipe: Any) -> Any:
+        """A pipeline of the same networks that samples with this guidance. `pipe` stays as it is, also for other threads.
 
         Raises:
             IdgenError: a scheduler whose latents are not the weighed sum of picture and noise that alphas_cumprod says.
         """
-        scheduler = pipe.scheduler
+        scheduler = copy.deepcopy(pipe.scheduler)
         kind = type(scheduler)
         if not hasattr(scheduler, "alphas_cumprod") or scheduler.init_noise_sigma != 1:
             raise IdgenError(
@@ -91,14 +88,12 @@ class RewardGuidance:
                 " or UniPCMultistepScheduler (Scheduler.from_config(pipe.scheduler.config))"
             )
         if issubclass(kind, _Guided):
-            raise IdgenError("this pipeline is guided already: leave the other `with` first")
+            raise IdgenError("this pipeline is guided already: guide the one that it was made of")
         scheduler.__class__ = type(f"Guided{kind.__name__}", (_Guided, kind), {})
         scheduler.reward_guidance = self
-        try:
-            yield
-        finally:
-            scheduler.__class__ = kind
-            del scheduler.reward_guidance
+        twin = copy.copy(pipe)
+        twin.scheduler = scheduler
+        return twin
 
 
 class _Guided:

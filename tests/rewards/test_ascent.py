@@ -20,10 +20,11 @@ from torch import Tensor
 from idgen import FaceEncoder, Identity
 from idgen.errors import IdgenError
 from idgen.models.mini_family import build_scheduler
+from idgen.pipelines import Arc2FacePipeline
 from idgen.rewards.ascent import RewardGuidance, clean_latents, guide_identity
 from idgen.rewards.scores import Scored
 from idgen.rewards.views import Asked, View
-from tests.tiny import tiny_vae
+from tests.tiny import tiny_components, tiny_vae
 
 WANTED = F.normalize(torch.randn(2, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
 
@@ -84,26 +85,23 @@ def test_every_solver_draws_what_is_rewarded_and_is_left_as_it_was(kind):
     scheduler = kind.from_config(build_scheduler().config)
     plain = sample(scheduler)
     pipe = SimpleNamespace(scheduler=scheduler)
-    with guidance().on(pipe):
-        guided = sample(pipe.scheduler)
+    guided = sample(guidance().guided(pipe).scheduler)
     assert (reward_of(guided) > reward_of(plain) + 0.05).all()
+    assert pipe.scheduler is scheduler
     assert type(scheduler) is kind
-    assert "reward_guidance" not in vars(scheduler)
     assert torch.equal(sample(scheduler), plain)
 
 
 def test_no_strength_changes_nothing():
     pipe = SimpleNamespace(scheduler=build_scheduler())
     plain = sample(pipe.scheduler)
-    with guidance(0.0).on(pipe):
-        assert torch.equal(sample(pipe.scheduler), plain)
+    assert torch.equal(sample(guidance(0.0).guided(pipe).scheduler), plain)
 
 
 def test_noisy_steps_are_left_alone():
     pipe = SimpleNamespace(scheduler=build_scheduler())
     plain = sample(pipe.scheduler)
-    with guidance(start=1.0).on(pipe):
-        assert torch.equal(sample(pipe.scheduler), plain)
+    assert torch.equal(sample(guidance(start=1.0).guided(pipe).scheduler), plain)
 
 
 def test_a_step_of_ddim_moves_by_the_share_of_the_picture_that_is_left():
@@ -111,20 +109,18 @@ def test_a_step_of_ddim_moves_by_the_share_of_the_picture_that_is_left():
     scheduler.set_timesteps(10)
     time, noisy, answer = scheduler.timesteps[6], torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)
     plain = scheduler.step(answer, time, noisy)
-    with guidance().on(SimpleNamespace(scheduler=scheduler)):
-        guided = scheduler.step(answer, time, noisy)
+    guided = guidance().guided(SimpleNamespace(scheduler=scheduler)).scheduler.step(answer, time, noisy)
     share = scheduler.alphas_cumprod[scheduler.timesteps[7]].sqrt()
     moved = guided.prev_sample - plain.prev_sample
     assert torch.allclose(moved, share * guidance().shift(plain.pred_original_sample), atol=1e-5)
 
 
 def test_a_copy_of_the_scheduler_is_guided_by_the_same_networks():
-    pipe = SimpleNamespace(scheduler=build_scheduler())
     guide = guidance()
-    with guide.on(pipe):
-        copied = copy.deepcopy(pipe.scheduler)
-        assert copied.reward_guidance is guide
-        assert torch.equal(sample(copied), sample(pipe.scheduler))
+    scheduler = guide.guided(SimpleNamespace(scheduler=build_scheduler())).scheduler
+    copied = copy.deepcopy(scheduler)
+    assert copied.reward_guidance is guide
+    assert torch.equal(sample(copied), sample(scheduler))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -139,14 +135,11 @@ def test_clean_latents_are_those_of_diffusers(kind):
 
 def test_a_mistake_is_one_line():
     euler = SimpleNamespace(scheduler=EulerDiscreteScheduler.from_config(build_scheduler().config))
-    with (
-        pytest.raises(IdgenError, match="does not work with EulerDiscreteScheduler: use DDIMScheduler"),
-        guidance().on(euler),
-    ):
-        pass
-    pipe = SimpleNamespace(scheduler=build_scheduler())
-    with guidance().on(pipe), pytest.raises(IdgenError, match="guided already"), guidance().on(pipe):
-        pass
+    with pytest.raises(IdgenError, match="does not work with EulerDiscreteScheduler: use DDIMScheduler"):
+        guidance().guided(euler)
+    guided = guidance().guided(SimpleNamespace(scheduler=build_scheduler()))
+    with pytest.raises(IdgenError, match="guided already"):
+        guidance().guided(guided)
     for strength in (-0.1, float("nan")):
         with pytest.raises(IdgenError, match="expected 0 or more"):
             guidance(strength)
@@ -160,3 +153,20 @@ def test_guidance_by_a_recogniser_needs_its_own_embeddings_of_somebody():
         guide_identity(encoder, vae, [None])
     with pytest.raises(IdgenError, match="'other' can not be compared with faces that 'mini' reads"):
         guide_identity(encoder, vae, [Identity(torch.ones(1, 512), "other")])
+
+
+def test_a_guided_pipeline_shares_the_networks_and_leaves_the_other_as_it_is():
+    pipe = Arc2FacePipeline(**tiny_components())
+    pipe.set_progress_bar_config(disable=True)
+    people = torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
+
+    def drawn(with_pipe: Any) -> Tensor:
+        noise = torch.Generator().manual_seed(0)
+        return with_pipe(people, num_inference_steps=10, output_type="latent", generator=noise).images
+
+    plain, scheduler = drawn(pipe), pipe.scheduler
+    guided = guidance(0.05, 0.6).guided(pipe)
+    assert guided.unet is pipe.unet
+    assert (reward_of(drawn(guided)) > reward_of(plain)).all()
+    assert pipe.scheduler is scheduler
+    assert torch.equal(drawn(pipe), plain)
