@@ -59,6 +59,7 @@ def restoration(given: Given) -> Repaired:
     from idgen.rewards.ascent import guide_identity
 
     pipe = ReferenceRestorePipeline.from_pretrained("mini", torch_dtype=given.dtype).to(given.device)
+    pipe.set_progress_bar_config(disable=True)
     size = pipe.config.size
     photo = np.asarray(given.photo.convert("RGB").resize((size, size)))
     generators = random.Random(given.seed), np.random.RandomState(given.seed % 2**32)
@@ -71,7 +72,7 @@ def restoration(given: Given) -> Repaired:
         used = guided if shown else pipe
         return used(bad, references if shown else None, **_drawn(given), **settings)
 
-    return _both(pipe, given, bad, restore)
+    return _both(given, bad, restore)
 
 
 def inpainting(given: Given) -> Repaired:
@@ -84,6 +85,7 @@ def inpainting(given: Given) -> Repaired:
     from idgen.rewards.ascent import guide_identity
 
     pipe = PVAInpaintPipeline.from_pretrained("mini", torch_dtype=given.dtype).to(given.device)
+    pipe.set_progress_bar_config(disable=True)
     hole = region_mask(REGION, given.landmarks, given.photo.size)
     pixels = np.array(given.photo.convert("RGB"))
     pixels[hole] = 128
@@ -96,7 +98,7 @@ def inpainting(given: Given) -> Repaired:
         used = guided if shown else pipe
         return used(identity if shown else None, image=given.photo, mask_image=mask, **_drawn(given), **settings)
 
-    return _both(pipe, given, Image.fromarray(pixels), fill)
+    return _both(given, Image.fromarray(pixels), fill)
 
 
 PARTS: dict[str, tuple[str, Callable[[Given], Repaired], str]] = {
@@ -113,8 +115,7 @@ PARTS: dict[str, tuple[str, Callable[[Given], Repaired], str]] = {
 }
 
 
-def _both(pipe: Any, given: Given, before: Image.Image, make: Callable[[bool], Any]) -> Repaired:
-    pipe.set_progress_bar_config(disable=True)
+def _both(given: Given, before: Image.Image, make: Callable[[bool], Any]) -> Repaired:
     without = make(False).images[0]
     start = time.perf_counter()
     after = make(True).images[0]
