@@ -53,7 +53,7 @@ def generate_faces(
     A person without an embedding (zeros: no face was found in the references) gets black pictures.
 
     Args:
-        encoder, identity_guidance: who made the embeddings, and how strongly it guides every step.
+        encoder, identity_guidance: who made the embeddings, and how strongly it guides the later steps.
     """
     known = embeddings.abs().sum(-1) > 0
     rows = embeddings[known].repeat_interleave(images, 0)

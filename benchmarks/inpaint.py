@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.expressions import ask_people, obeyed, of_photos
-from benchmarks.reader import add_reader, load_reader
+from benchmarks.guides import add_identity_guidance, add_reader, load_reader
 from benchmarks.repaired import (
     Scale,
     Scores,
@@ -52,7 +52,7 @@ from idgen.inpainting import recogniser_of
 from idgen.metrics.embedding import embed_at
 from idgen.models.probe import load_probe
 from idgen.pipelines import PVAInpaintPipeline
-from idgen.rewards.ascent import STRENGTH, guide_identity, guide_words
+from idgen.rewards.ascent import guide_identity, guide_words
 
 REFERENCES, OTHERS = 5, 6
 COUNTS = (1, 3, 5)
@@ -365,12 +365,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.0, help="stresses the person (default: 1, none)")
     flags.add_argument("--text-guidance", type=float, default=3.0, help="stresses the words (default: 3)")
-    flags.add_argument(
-        "--identity-guidance",
-        type=float,
-        default=STRENGTH,
-        help=f"strength of a recogniser's guidance in a row of its own (default: {STRENGTH}; 0: no such row)",
-    )
+    add_identity_guidance(flags, "in a row of its own")
     add_reader(flags)
     flags.add_argument("--batch", type=int, default=10)
     flags.add_argument("--sheet", type=Path, metavar="PNG", help="also save a contact sheet")

@@ -21,7 +21,7 @@ from benchmarks import bars_pictures
 from benchmarks.bars_identity import Gallery, add_identity_rows, baseline_table, baselines, measure_identity, pooled
 from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, load_arc2face, load_base
-from benchmarks.reader import add_reader, load_reader
+from benchmarks.guides import add_identity_guidance, add_reader, load_reader
 from benchmarks.report import Report, attempted, parser, run, timed
 from idgen.console import say
 from idgen.devices import resolve_device, resolve_dtype
@@ -29,7 +29,6 @@ from idgen.evaluation.prompts import choose_prompts
 from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos, training_photos
 from idgen.files import atomic_write
 from idgen.models.probe import load_probe
-from idgen.rewards.ascent import STRENGTH
 from idgen.sheet import SheetRow, contact_sheet
 
 REFERENCES, OTHERS = 4, 6  # photos of each person
@@ -148,12 +147,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--split", choices=("test", "validation"), default="test")
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.5, help="of the ID generator (default: 1.5)")
-    flags.add_argument(
-        "--identity-guidance",
-        type=float,
-        default=STRENGTH,
-        help=f"by the mini recogniser, as `idgen generate` has it (default: {STRENGTH}; 0: none)",
-    )
+    add_identity_guidance(flags, "as `idgen generate` has it")
     flags.add_argument("--text-guidance", type=float, default=3.0, help="of the text-to-face base (default: 3)")
     add_reader(flags)
     flags.add_argument("--per-value", type=int, default=6, help="prompts that name each value of an attribute")

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.guides import add_identity_guidance
 from benchmarks.memory import peak_memory
 from benchmarks.repaired import (
     Scale,
@@ -47,7 +48,7 @@ from idgen.faces import FaceEncoder
 from idgen.identity import Identity
 from idgen.metrics.embedding import embed_at
 from idgen.pipelines import ReferenceRestorePipeline
-from idgen.rewards.ascent import STRENGTH, guide_identity
+from idgen.rewards.ascent import guide_identity
 
 REFERENCES, OTHERS = 8, 6
 COUNTS = (1, 3, 5, 8)  # ReF-LDM's table 5
@@ -236,12 +237,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--counts", nargs="+", type=int, choices=COUNTS, default=COUNTS, help="references")
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.5)
-    flags.add_argument(
-        "--identity-guidance",
-        type=float,
-        default=STRENGTH,
-        help=f"strength of a recogniser's guidance in a row of its own (default: {STRENGTH}; 0: no such row)",
-    )
+    add_identity_guidance(flags, "in a row of its own")
     flags.add_argument("--batch", type=int, default=10)
     flags.add_argument(
         "--also",

@@ -1,4 +1,4 @@
-"""The reader that may guide pictures of prompts: another probe than the one that measures."""
+"""What guides the sampling beside the usual guidance: the mini recogniser, and a reader that is not the probe that measures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from pathlib import Path
 import torch
 
 from idgen.models.probe import AttributeProbe, load_probe
+from idgen.rewards.ascent import STRENGTH
+
+
+def add_identity_guidance(flags: argparse.ArgumentParser, what: str) -> None:
+    flags.add_argument(
+        "--identity-guidance",
+        type=float,
+        default=STRENGTH,
+        help=f"strength of the mini recogniser's guidance, {what} (default: {STRENGTH}; 0: none)",
+    )
 
 
 def add_reader(flags: argparse.ArgumentParser) -> None:
