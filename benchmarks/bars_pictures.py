@@ -28,7 +28,7 @@ from idgen.metrics import (
 )
 from idgen.metrics.embedding import align, detect_landmarks, embed_at
 from idgen.metrics.identity import unit
-from idgen.models.probe import AttributeProbe
+from idgen.models.probe import AttributeProbe, AttributeReader
 from idgen.pipelines import Arc2FacePipeline
 from idgen.rewards.ascent import guide_identity
 
@@ -121,12 +121,12 @@ def add_prompts(
     per_value: int,
     steps: int,
     guidance: float,
+    reader: AttributeReader,
     seed: int = 0,
-    reader: AttributeProbe | None = None,
     cache: Path | None = None,
     workers: int | None = None,
 ) -> None:
-    """Prompt words obeyed by the text-to-face model; also guided by a reader that does not measure, where one is given."""
+    """Prompt words obeyed by the text-to-face model; also guided by a reader, which does not measure."""
     prompts = choose_prompts(first_person, per_value=per_value, seed=0)
     texts = [prompt.text for prompt in prompts]
     pictures = generate_from_text(pipe, texts, steps=steps, guidance=guidance, seed=seed)
@@ -145,8 +145,6 @@ def add_prompts(
     parts = ", ".join(f"{name} {shares[name]:.2f}" for name in (*TRACKED, "beard") if name in shares)
     report.add("prompt words obeyed, by attribute", parts)
     report.add("the same probe on real renders / on swapped prompts", f"{ceiling['all']:.3f} / {guessing['all']:.3f}")
-    if reader is None:
-        return
     pictures = generate_from_text(pipe, texts, steps=steps, guidance=guidance, seed=seed, reader=reader)
     guided = obeyed(prompts, probe.read(pictures))
     parts = ", ".join(f"{name} {guided[name]:.2f}" for name in (*TRACKED, "beard") if name in guided)

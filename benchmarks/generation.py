@@ -17,7 +17,7 @@ from idgen.weights import find_mini, mini_root
 
 if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
-    from idgen.models.probe import AttributeProbe
+    from idgen.models.probe import AttributeReader
 
 BATCH = 16
 
@@ -85,7 +85,7 @@ def generate_from_text(
     steps: int,
     guidance: float,
     seed: int,
-    reader: AttributeProbe | None = None,
+    reader: AttributeReader | None = None,
     batch: int = BATCH,
 ) -> Tensor:
     """(prompts, height, width, 3) uint8.

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
-from idgen.models.probe import AttributeProbe, load_probe
 from idgen.rewards.ascent import STRENGTH
 
 
@@ -25,10 +22,5 @@ def add_reader(flags: argparse.ArgumentParser) -> None:
         "--reader",
         type=Path,
         metavar="DIR",
-        help="weights of train/probe.py (configs/mini/reader.yaml): also a row of words with its guidance",
+        help="weights of train/probe.py whose guidance by words is measured (default: the family's own reader)",
     )
-
-
-def load_reader(folder: Path | None, device: torch.device) -> AttributeProbe | None:
-    """None where none is named."""
-    return None if folder is None else load_probe(str(folder), device).requires_grad_(False)

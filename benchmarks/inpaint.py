@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.expressions import ask_people, obeyed, of_photos
-from benchmarks.guides import add_identity_guidance, add_reader, load_reader
+from benchmarks.guides import add_identity_guidance, add_reader
 from benchmarks.repaired import (
     Scale,
     Scores,
@@ -51,6 +51,7 @@ from idgen.identity import Identity
 from idgen.inpainting import recogniser_of
 from idgen.metrics.embedding import embed_at
 from idgen.models.probe import load_probe
+from idgen.models.recogniser_reader import load_reader
 from idgen.pipelines import PVAInpaintPipeline
 from idgen.rewards.ascent import guide_identity, guide_words
 
@@ -268,12 +269,11 @@ def add_words(
     guessed = obeyed(probe, rows[f"{COUNTS[-1]} references"][who], flat)
     shares = {"": obeyed(probe, made, flat)}
     reader = load_reader(args.reader, pipe.device)
-    if reader is not None:
-        guided = fill(
-            pipe, scene.of(who), vectors[who], way, prompts,
-            guide=lambda part: guide_words(reader, pipe.vae, prompts[part]).guided(pipe),
-        )  # fmt: skip
-        shares[", guided by a reader"] = obeyed(probe, guided, flat)
+    guided = fill(
+        pipe, scene.of(who), vectors[who], way, prompts,
+        guide=lambda part: guide_words(reader, pipe.vae, prompts[part]).guided(pipe),
+    )  # fmt: skip
+    shares[", guided by a reader"] = obeyed(probe, guided, flat)
     for how, share in shares.items():
         detail = ", ".join(f"{value} {percent(one)}" for value, one in share.items() if value != "all")
         report.add(

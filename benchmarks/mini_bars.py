@@ -21,7 +21,7 @@ from benchmarks import bars_pictures
 from benchmarks.bars_identity import Gallery, add_identity_rows, baseline_table, baselines, measure_identity, pooled
 from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, load_arc2face, load_base
-from benchmarks.guides import add_identity_guidance, add_reader, load_reader
+from benchmarks.guides import add_identity_guidance, add_reader
 from benchmarks.report import Report, attempted, parser, run, timed
 from idgen.console import say
 from idgen.devices import resolve_device, resolve_dtype
@@ -29,6 +29,7 @@ from idgen.evaluation.prompts import choose_prompts
 from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos, training_photos
 from idgen.files import atomic_write
 from idgen.models.probe import load_probe
+from idgen.models.recogniser_reader import load_reader
 from idgen.sheet import SheetRow, contact_sheet
 
 REFERENCES, OTHERS = 4, 6  # photos of each person

@@ -44,7 +44,7 @@ from idgen.train.sharded_weights import prepare_deepspeed, refuse_sharding, whol
 from idgen.train.train_log import TrainLog, trackers
 
 # Settings that name weights made elsewhere.
-GIVEN = ("vae", "unet", "text_encoder", "tokenizer", "base", "recogniser", "detector", "words_probe")
+GIVEN = ("vae", "unet", "text_encoder", "tokenizer", "base", "recogniser", "detector", "words_probe", "reader")
 Config = TypeVar("Config", bound=TrainConfig)
 Batch = dict[str, Any]
 

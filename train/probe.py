@@ -23,7 +23,8 @@ from idgen.console import progress
 from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
 from idgen.files import atomic_write
-from idgen.models.probe import POSE_UNIT, AttributeProbe, load_probe, to_network
+from idgen.models.probe import POSE_UNIT, AttributeProbe, AttributeReader, to_network
+from idgen.models.recogniser_reader import RecogniserReader, load_reader, open_recogniser
 from idgen.rewards.views import vae_decoder
 from idgen.synthetic.shots import MIXED
 from idgen.train.config import TrainConfig
@@ -42,6 +43,10 @@ class ProbeConfig(TrainConfig):
     validation: Path = Field(description="folder of `idgen synth` with other people")
     size: int = Field(64, ge=32, description="pixels per side at which pictures are read")
     widths: tuple[int, ...] = Field((48, 128, 256), description="channels; each stage halves the resolution")
+    recogniser: Path | None = Field(
+        None,
+        description="folder of a mini recogniser: read through its feature maps (sizes above but `size` do not count)",
+    )
     vae: Path | None = Field(None, description="folder of an autoencoder: half the pictures are copies through it")
     tiny: str | None = Field(None, description="a small decoder for the copies; the autoencoder's own by default")
     shift: int = Field(3, ge=0, description="pictures of that size are moved by up to so many pixels")
@@ -54,9 +59,7 @@ class ProbeStage(Stage[ProbeConfig]):
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         self.classes = {name: sorted({_value(row, name) for row in self.data.rows} - {""}) for name in ATTRIBUTES}
-        self.module = _Trained(
-            AttributeProbe(self.classes, config.widths, size=config.size), len(self.data.rows[0]["expression"])
-        )
+        self.module = _Trained(self._build(), len(self.data.rows[0]["expression"]))
         self.labels, self.held_out_labels = self._labels(self.data), self._labels(self.held_out)
         self.labels["actions"] = torch.tensor([row["expression"] for row in self.data.rows], dtype=torch.float32)
         # Shrunk once to what the probe reads: (n, size, size, 3) uint8.
@@ -105,11 +108,16 @@ class ProbeStage(Stage[ProbeConfig]):
     def save(self, folder: Path) -> None:
         with atomic_write(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(self.module.probe.config, indent=2) + "\n")
-        state = {k: v.half() if v.is_floating_point() else v for k, v in self.module.probe.state_dict().items()}
+        state = {k: v.half() if v.is_floating_point() else v for k, v in self.module.probe.own_state().items()}
         save_weights(folder / "model.safetensors", state, {"format": "pt"})
 
     def load(self, folder: Path) -> None:
-        self.module.probe.load_state_dict(load_probe(str(folder)).state_dict())
+        self.module.probe.load_state_dict(load_reader(folder).state_dict())
+
+    def _build(self) -> AttributeReader:
+        if self.config.recogniser is None:
+            return AttributeProbe(self.classes, self.config.widths, size=self.config.size)
+        return RecogniserReader(self.classes, *open_recogniser(self.config.recogniser), size=self.config.size)
 
     @torch.no_grad()
     def _copies(self, folder: Path) -> Tensor:
@@ -137,9 +145,9 @@ class ProbeStage(Stage[ProbeConfig]):
 class _Trained(nn.Module):
     """The probe with one more head that only its training needs: the strength of each facial action."""
 
-    def __init__(self, probe: AttributeProbe, actions: int) -> None:
+    def __init__(self, probe: AttributeReader, actions: int) -> None:
         super().__init__()
-        self.probe, self.actions = probe, nn.Linear(256, actions)
+        self.probe, self.actions = probe, nn.Linear(probe.width, actions)
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         features = self.probe.features(images)

@@ -33,6 +33,7 @@ class MiniRecogniser(nn.Module):
         )
         blocks: list[nn.Module] = []
         before = widths[0]
+        self.widths, self.depths = list(widths), list(depths)
         for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             for index in range(depth):
                 blocks.append(_ResidualBlock(before, width, 2 if level > 0 and index == 0 else 1))
@@ -45,6 +46,13 @@ class MiniRecogniser(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         features = self.pool(self.blocks(self.stem(crops)))  # (batch, widths[-1], 1, 1)
         return self.normalise(self.project(features.flatten(1)))
+
+    def early_maps(self, pictures: Tensor) -> list[Tensor]:
+        """What it sees before it forgets all but the person: pictures (batch, 3, h, w) in [-1, 1], of any size that 8 divides, ->
+        feature maps (batch, widths[0], h / 4, w / 4) and (batch, widths[1], h / 8, w / 8)."""
+        first, second = self.depths[:2]
+        low = self.blocks[:first](self.stem(pictures))
+        return [low, self.blocks[first : first + second](low)]
 
 
 class JudgeRecogniser(nn.Module):

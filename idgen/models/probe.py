@@ -40,53 +40,37 @@ class Reading:
         return [names[index] for index in self.probabilities[attribute].argmax(-1).tolist()]
 
 
-class AttributeProbe(nn.Module):
-    """A residual network with one linear head per attribute and one for the pose.
+class AttributeReader(nn.Module):
+    """What reads attributes: features of any kind, with one linear head per attribute and one for the pose.
 
     Args:
         classes: attribute -> the names of its values, e.g. {"glasses": ["glasses", "none", "sunglasses"]}.
-        widths: channels of the stages; the first runs at size / patch px, each next at half of that.
-        patch: pixels per side that are stacked as channels before the first convolution.
-        size: pixels per side at which pictures are read.
+        width: length of the features.
     """
 
-    def __init__(
-        self,
-        classes: Mapping[str, Sequence[str]],
-        widths: Sequence[int] = (48, 128, 256),
-        patch: int = 2,
-        size: int = 64,
-    ) -> None:
+    def __init__(self, classes: Mapping[str, Sequence[str]], width: int) -> None:
         super().__init__()
-        self.classes = {attribute: list(names) for attribute, names in classes.items()}
-        self.widths, self.patch, self.size = list(widths), patch, size
-        # Patches of pixels as channels: a fraction of the time of convolutions at full size on a CPU.
-        self.stem = nn.Sequential(nn.PixelUnshuffle(patch), _convolution(3 * patch**2, widths[0]))
-        self.stages = nn.Sequential(*(_Stage(a, b) for a, b in pairwise(widths)))
-        # 4 x 4 cells rather than one mean: where the iris or the mouth's corner lies is what tells the attributes.
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * 16, 256), nn.BatchNorm1d(256), nn.ReLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(256, len(names)) for name, names in self.classes.items()})
-        self.pose = nn.Linear(256, 3)
+        self.classes, self.width = {attribute: list(names) for attribute, names in classes.items()}, width
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(names)) for name, names in self.classes.items()})
+        self.pose = nn.Linear(width, 3)
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json beside the weights holds; `AttributeProbe.from_config` reads it back."""
-        sizes = {"widths": self.widths, "patch": self.patch, "size": self.size}
-        return {"architecture": ARCHITECTURE, "classes": self.classes, **sizes}
+        """What config.json beside the weights holds."""
+        raise NotImplementedError
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> AttributeProbe:
-        return cls(config["classes"], config["widths"], config.get("patch", 4), config.get("size", 64))
+    def own_state(self) -> dict[str, Tensor]:
+        """What belongs into the file of its weights."""
+        return self.state_dict()
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the heads read: (n, 3, height, width) in [-1, 1] -> (n, width)."""
+        raise NotImplementedError
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Pictures (n, 3, height, width) in [-1, 1] -> logits per attribute (n, classes), pose (n, 3) degrees."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}, self.pose(features) * POSE_UNIT
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the heads read: (n, 3, height, width) in [-1, 1] -> (n, 256)."""
-        return self.trunk(self.pool(self.stages(self.stem(F.adaptive_avg_pool2d(images, self.size)))))
 
     @torch.no_grad()
     def read(self, images: Tensor, batch: int = 64) -> Reading:
@@ -103,6 +87,52 @@ class AttributeProbe(nn.Module):
         return Reading(
             {name: torch.cat(parts) for name, parts in probabilities.items()}, torch.cat(poses), self.classes
         )
+
+
+class AttributeProbe(AttributeReader):
+    """A residual network of its own.
+
+    Args:
+        classes: see `AttributeReader`.
+        widths: channels of the stages; the first runs at size / patch px, each next at half of that.
+        patch: pixels per side that are stacked as channels before the first convolution.
+        size: pixels per side at which pictures are read.
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[str, Sequence[str]],
+        widths: Sequence[int] = (48, 128, 256),
+        patch: int = 2,
+        size: int = 64,
+    ) -> None:
+        super().__init__(classes, 256)
+        self.widths, self.patch, self.size = list(widths), patch, size
+        # Patches of pixels as channels: a fraction of the time of convolutions at full size on a CPU.
+        self.stem = nn.Sequential(nn.PixelUnshuffle(patch), _convolution(3 * patch**2, widths[0]))
+        self.stages = nn.Sequential(*(_Stage(a, b) for a, b in pairwise(widths)))
+        # 4 x 4 cells rather than one mean: where the iris or the mouth's corner lies is what tells the attributes.
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * 16, 256), nn.BatchNorm1d(256), nn.ReLU())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        sizes = {"widths": self.widths, "patch": self.patch, "size": self.size}
+        return {"architecture": ARCHITECTURE, "classes": self.classes, **sizes}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> AttributeProbe:
+        return cls(config["classes"], config["widths"], config.get("patch", 4), config.get("size", 64))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.trunk(self.pool(self.maps(images)[-1]))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The feature maps (n, width, side, side) after the first convolution and each stage, of (n, 3, height, width)."""
+        maps = [self.stem(F.adaptive_avg_pool2d(images, self.size))]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
 
 
 def to_network(images: Tensor) -> Tensor:

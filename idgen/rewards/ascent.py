@@ -27,7 +27,7 @@ from idgen.rewards.words import WordsReward
 
 if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
-    from idgen.models.probe import AttributeProbe
+    from idgen.models.probe import AttributeReader
 
 # Of the mini family, chosen on validation people (docs/RESULTS.md, "Guidance by a recogniser").
 STRENGTH = 0.01
@@ -75,7 +75,8 @@ class RewardGuidance:
         return torch.where(size > 0, self.strength * gradient / size.clamp_min(1e-20), 0.0)
 
     def guided(self, pipe: Any) -> Any:
-        """A pipeline of the same networks that samples with this guidance. `pipe` stays as it is, also for other threads.
+        """A pipeline of the same networks that samples with this guidance, and with those that `pipe` has already. `pipe` stays
+        as it is, also for other threads.
 
         Raises:
             IdgenError: a scheduler whose latents are not the weighed sum of picture and noise that alphas_cumprod says.
@@ -87,10 +88,10 @@ class RewardGuidance:
                 f"guidance by a reward does not work with {kind.__name__}: use DDIMScheduler, DPMSolverMultistepScheduler"
                 " or UniPCMultistepScheduler (Scheduler.from_config(pipe.scheduler.config))"
             )
-        if issubclass(kind, _Guided):
-            raise IdgenError("this pipeline is guided already: guide the one that it was made of")
-        scheduler.__class__ = type(f"Guided{kind.__name__}", (_Guided, kind), {})
-        scheduler.reward_guidance = self
+        if not issubclass(kind, _Guided):
+            scheduler.__class__ = type(f"Guided{kind.__name__}", (_Guided, kind), {})
+            scheduler.reward_guidances = ()
+        scheduler.reward_guidances = (*scheduler.reward_guidances, self)
         twin = copy.copy(pipe)
         twin.scheduler = scheduler
         return twin
@@ -100,7 +101,7 @@ class _Guided:
     """A scheduler whose steps are guided. Its prediction x0 becomes x0 + shift while the predicted noise stays: the next latents,
     a x0 + sigma noise, move by a times the shift, whatever the solver."""
 
-    reward_guidance: RewardGuidance
+    reward_guidances: tuple[RewardGuidance, ...]
 
     def step(
         self: Any,
@@ -111,16 +112,18 @@ class _Guided:
         return_dict: bool = True,
         **kwargs: Any,
     ) -> Any:
-        guidance, time = self.reward_guidance, int(timestep)
+        time = int(timestep)
         made = super().step(model_output, timestep, sample, *args, return_dict=return_dict, **kwargs)  # type: ignore[misc]
         signal = self.alphas_cumprod[time].sqrt()
-        if not guidance.strength or signal <= guidance.start:
+        acting = [one for one in self.reward_guidances if one.strength and signal > one.start]
+        if not acting:
             return made
         later = self.timesteps[self.timesteps < time]
         after = self.alphas_cumprod[int(later.max())].sqrt() if len(later) else torch.tensor(1.0)
         clean = clean_latents(model_output, sample, signal, self.config.prediction_type)
         before = made.prev_sample if return_dict else made[0]
-        moved = before + (after.to(before.device) * guidance.shift(clean)).to(before.dtype)
+        shift = torch.stack([one.shift(clean) for one in acting]).sum(0)
+        moved = before + (after.to(before.device) * shift).to(before.dtype)
         if not return_dict:
             return (moved, *made[1:])
         made.prev_sample = moved
@@ -176,12 +179,12 @@ def guide_identity(
 
 
 def guide_words(
-    reader: AttributeProbe, vae: Any, prompts: Sequence[str], strength: float = STRENGTH, start: float = START
+    reader: AttributeReader, vae: Any, prompts: Sequence[str], strength: float = STRENGTH, start: float = START
 ) -> RewardGuidance:
     """Guidance by whether a reader finds in the pictures what their prompts ask for, see `idgen.rewards.words`.
 
     Args:
-        reader: never the probe that measures the result.
+        reader: `load_reader()`, the family's, or another; never the probe that measures the result.
         vae: the pipeline's autoencoder.
         prompts: one for all pictures of a batch, or one each.
         strength, start: see `RewardGuidance`.

@@ -1,8 +1,8 @@
 """The words reward: does the picture show what its prompt asks for, as a reader of faces sees it?
 
-For the mini family, whose prompts are captions of rendered faces (`idgen.synthetic.captions`). The reader is an attribute
-probe of `train/probe.py` that never measures: the family's own probe does that. With published models PickScore or
-ImageReward (`idgen.rewards.looks`) take its place.
+For the mini family, whose prompts are captions of rendered faces (`idgen.synthetic.captions`). The reader is the family's
+(`idgen.models.recogniser_reader`) or an attribute probe that never measures: the family's own probe does that. With published
+models PickScore or ImageReward (`idgen.rewards.looks`) take its place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from idgen.evaluation.prompts import asked_for
-from idgen.models.probe import AttributeProbe
+from idgen.models.probe import AttributeReader
 from idgen.rewards.looks import require_prompts
 from idgen.rewards.scores import Scored
 from idgen.rewards.views import Asked, View
@@ -28,7 +28,7 @@ class WordsReward:
 
     needs_whole = True
 
-    def __init__(self, reader: AttributeProbe) -> None:
+    def __init__(self, reader: AttributeReader) -> None:
         self.reader = reader
 
     def __call__(self, view: View, asked: Asked) -> Scored:

@@ -63,7 +63,7 @@ def test_a_probe_learns_a_picture_s_attribute() -> None:
     images = torch.randn(32, 3, 32, 32) * 0.1
     images[labels == 1, 0, 8:16, 8:16] += 1
     optimiser = torch.optim.Adam(probe.parameters(), 5e-3)
-    for _ in range(35):
+    for _ in range(60):
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(probe(images)[0]["glasses"], labels).backward()
         optimiser.step()

@@ -119,8 +119,26 @@ def test_a_copy_of_the_scheduler_is_guided_by_the_same_networks():
     guide = guidance()
     scheduler = guide.guided(SimpleNamespace(scheduler=build_scheduler())).scheduler
     copied = copy.deepcopy(scheduler)
-    assert copied.reward_guidance is guide
+    assert copied.reward_guidances == (guide,)
     assert torch.equal(sample(copied), sample(scheduler))
+
+
+def test_guidances_add_up_each_from_its_own_step_on():
+    early, late, pipe = guidance(0.02), guidance(0.05, start=0.9), SimpleNamespace(scheduler=build_scheduler())
+    once = early.guided(pipe)
+    twice = late.guided(once).scheduler
+    twice.set_timesteps(10)
+    noisy, answer = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)
+    for place, acting in ((6, (early,)), (9, (early, late))):
+        time = twice.timesteps[place]
+        assert (twice.alphas_cumprod[time].sqrt() > 0.9) == (len(acting) == 2)
+        plain = type(pipe.scheduler).from_config(twice.config)
+        plain.set_timesteps(10)
+        before = plain.step(answer, time, noisy)
+        share = twice.alphas_cumprod[twice.timesteps[place + 1]].sqrt() if place < 9 else 1.0
+        wanted = share * sum(one.shift(before.pred_original_sample) for one in acting)
+        assert torch.allclose(twice.step(answer, time, noisy).prev_sample - before.prev_sample, wanted, atol=1e-5)
+    assert once.scheduler.reward_guidances == (early,)  # and the pipeline guided once is so still
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -137,9 +155,6 @@ def test_a_mistake_is_one_line():
     euler = SimpleNamespace(scheduler=EulerDiscreteScheduler.from_config(build_scheduler().config))
     with pytest.raises(IdgenError, match="does not work with EulerDiscreteScheduler: use DDIMScheduler"):
         guidance().guided(euler)
-    guided = guidance().guided(SimpleNamespace(scheduler=build_scheduler()))
-    with pytest.raises(IdgenError, match="guided already"):
-        guidance().guided(guided)
     for strength in (-0.1, float("nan")):
         with pytest.raises(IdgenError, match="expected 0 or more"):
             guidance(strength)

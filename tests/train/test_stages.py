@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -67,7 +68,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, people_folder: Path) -> di
     out["vae"] = _train("autoencoder", "autoencoder", root / "v", people_folder, "--train_batch_size", "2", *recogniser)
     vae = ["--train_batch_size", "4", "--vae", str(out["vae"])]
     out["text_encoder"] = _train("text_encoder", "text_encoder", root / "t", people_folder, *vae)
-    out["reader"] = _train("probe", "reader", root / "w", people_folder, *vae)
+    seen = ["--recogniser", str(mini_root() / "recogniser")]
+    out["reader"] = _train("probe", "reader", root / "w", people_folder, *vae, *seen)
+    out["own_reader"] = _train("probe", "probe", root / "o", people_folder, "--train_batch_size", "4")
+    decoder = [
+        "--train_batch_size",
+        "2",
+        "--start_from",
+        str(out["vae"]),
+        "--reader",
+        str(out["own_reader"]),
+        *recogniser,
+    ]
+    out["decoder"] = _train("autoencoder", "decoder", root / "e", people_folder, *decoder)
     words = ["--text_encoder", str(out["text_encoder"]), "--text_encoder_rate", "0"]
     words += ["--words_weight", "0.1", "--words_probe", str(out["reader"])]
     out["base"] = _train("base", "base", root / "b", people_folder, *vae, *words)
@@ -110,6 +123,14 @@ def test_detector_and_landmarks_go_on_from_weights_of_either(
     landmarks.load(trained["landmarks"])
     with pytest.raises(IdgenError, match="no landmark network to go on from"):
         landmarks.load(trained["detector"])
+
+
+def test_a_decoder_trained_on_leaves_the_latents_and_their_scale(trained: dict[str, Path]) -> None:
+    before, after = (load_file(trained[name] / "diffusion_pytorch_model.safetensors") for name in ("vae", "decoder"))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    scales = [json.loads((trained[name] / "config.json").read_text())["scaling_factor"] for name in ("vae", "decoder")]
+    assert scales[0] == scales[1]
 
 
 def test_base_is_a_stable_diffusion_pipeline_of_plain_diffusers(trained: dict[str, Path]) -> None:
