@@ -59,6 +59,7 @@ REFERENCES, OTHERS = 5, 6
 COUNTS = (1, 3, 5)
 MIRRORED = [1, 0, 2, 4, 3]  # the five landmarks of a mirror image
 GUIDED = f"{REFERENCES} references, guided by the recogniser"
+BOTH = ", guided by a reader and the recogniser"
 BAR_GAIN, BAR_PERSONAL, BAR_WORDS = "+0.3", "+0.03", "80 %"
 
 
@@ -113,11 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with timed("filling"):
         rows = fill_rows(pipe, scene, vectors, way)
         if args.identity_guidance:
-
-            def guide(part: slice) -> PVAInpaintPipeline:
-                people = [Identity(rows, encoder.recogniser) for rows in vectors[part]]
-                return guide_identity(encoder, pipe.vae, people, args.identity_guidance).guided(pipe)
-
+            guide = guide_people(pipe, encoder, vectors, args.identity_guidance)
             rows[GUIDED] = fill(pipe, scene, vectors, way, guide=guide)
     for variant in args.variants:
         with timed(f"personalising, {variant}"):
@@ -131,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_rows(report, args.region, scores)
     add_bars(report, scores, scale, args.variants)
     with timed("words"):
-        rows["words"] = add_words(report, pipe, scene, vectors, photos, people, rows, args)
+        rows["words"] = add_words(report, pipe, encoder, scene, vectors, photos, people, rows, scale, args)
     add_time(report, pipe, scene, vectors, way)
     if args.sheet:
         save_sheet(args.sheet, {"original": photos.images[:, 0], "a reference": photos.images[:, 1], **rows})
@@ -184,6 +181,18 @@ def fill(
         ).images
         made.append(as_bytes(images))
     return torch.cat(made)
+
+
+def guide_people(
+    pipe: PVAInpaintPipeline, encoder: FaceEncoder, vectors: Tensor, strength: float
+) -> Callable[[slice], PVAInpaintPipeline]:
+    """For `fill`: the recogniser guides to the people of (rows, references, dim) embeddings."""
+
+    def guide(part: slice) -> PVAInpaintPipeline:
+        people = [Identity(rows, encoder.recogniser) for rows in vectors[part]]
+        return guide_identity(encoder, pipe.vae, people, strength).guided(pipe)
+
+    return guide
 
 
 @dataclass(frozen=True)
@@ -248,44 +257,49 @@ def add_bars(report: Report, scores: dict[str, Scores], scale: Scale, variants: 
 def add_words(
     report: Report,
     pipe: PVAInpaintPipeline,
+    encoder: FaceEncoder,
     scene: Scene,
     vectors: Tensor,
     photos: Photos,
     people: Sequence[int],
     rows: dict[str, Tensor],
+    scale: Scale,
     args: argparse.Namespace,
 ) -> Tensor:
-    """Whether asked-for expressions are there; each person's first picture."""
+    """Whether asked-for expressions are there, and how like the people each one's first picture is then; these pictures."""
     asked = ask_people(people, args.expressions, args.seed)
     who = [index for index, each in enumerate(asked) for _ in each]
     flat = [one for each in asked for one in each]
     way = Way(args.steps, args.text_guidance, args.seed, args.batch, text_control=True)
     prompts = [f"{_prompt(pipe)}, {one.text}" for one in flat]
-    made = fill(pipe, scene.of(who), vectors[who], way, prompts)
+    reader, known = load_reader(args.reader, pipe.device), vectors[who]
+    one_guide = guide_people(pipe, encoder, known, args.identity_guidance)
+    guides: dict[str, Callable[[slice], PVAInpaintPipeline] | None] = {
+        "": None,
+        ", guided by a reader": lambda part: guide_words(reader, pipe.vae, prompts[part]).guided(pipe),
+        BOTH: lambda part: guide_words(reader, pipe.vae, prompts[part]).guided(one_guide(part)),
+    }
     probe = load_probe()
     shots = photos.images.shape[1]
     named = [(index, one) for index, one in enumerate(of_photos(people, shots, args.seed)) if one is not None]
     ceiling = obeyed(probe, photos.flat[[index for index, _ in named]], [one for _, one in named])
     guessed = obeyed(probe, rows[f"{COUNTS[-1]} references"][who], flat)
-    shares = {"": obeyed(probe, made, flat)}
-    reader = load_reader(args.reader, pipe.device)
-    guided = fill(
-        pipe, scene.of(who), vectors[who], way, prompts,
-        guide=lambda part: guide_words(reader, pipe.vae, prompts[part]).guided(pipe),
-    )  # fmt: skip
-    shares[", guided by a reader"] = obeyed(probe, guided, flat)
-    for how, share in shares.items():
+    report.numbers["words"] = {}
+    for how, guide in guides.items():
+        made = fill(pipe, scene.of(who), known, way, prompts, guide=guide)
+        share, first = obeyed(probe, made, flat), made[:: args.expressions]
+        likeness = scale.score(first).identity
         detail = ", ".join(f"{value} {percent(one)}" for value, one in share.items() if value != "all")
         report.add(
             f"expressions asked for and shown{how} ({len(flat)} pictures)",
-            f"{percent(share['all'])}: {detail}",
+            f"{percent(share['all'])}, id_score {likeness}: {detail}",
             BAR_WORDS,
         )
+        report.numbers["words"][f"shown{how}"] = share | {"id_score": likeness.as_dict()}
     report.add("... by real photos of these expressions", percent(ceiling["all"]))
     report.add("... by fillings without the words", percent(guessed["all"]))
-    report.numbers["words"] = {f"shown{how}": share for how, share in shares.items()}
     report.numbers["words"] |= {"real_photos": ceiling, "without_words": guessed}
-    return made[:: args.expressions]
+    return first
 
 
 def add_time(report: Report, pipe: PVAInpaintPipeline, scene: Scene, vectors: Tensor, way: Way) -> None:

@@ -24,12 +24,14 @@ from idgen.data.holes import check_holes
 from idgen.data.portraits import as_tensor
 from idgen.data.regions import REGIONS, region_mask
 from idgen.errors import IdgenError
+from idgen.evaluation.prompts import asked_for
 from idgen.faces.align import ffhq_crop, norm_crop
 from idgen.faces.align_torch import norm_crop_torch
 from idgen.faces.paste import portrait_corners
 from idgen.identity import Identity
 from idgen.imageio import load_array, load_image
-from idgen.rewards.ascent import guide_identity
+from idgen.models.recogniser_reader import load_reader
+from idgen.rewards.ascent import guide_identity, guide_words
 
 if TYPE_CHECKING:
     from idgen.faces import Face, FaceEncoder
@@ -106,6 +108,7 @@ def inpaint_photo(
     aligned: bool = False,
     seed: int = 0,
     identity_guidance: float = 0.0,
+    words_guidance: float = 0.0,
     **settings: Any,
 ) -> InpaintedPhoto:
     """Fill a hole in a photo's face.
@@ -119,6 +122,8 @@ def inpaint_photo(
         seed: of the noise, and of a random region.
         identity_guidance: how strongly the encoder's recogniser guides the later steps to the identity, which it must have made
             (`idgen.rewards.ascent`; 0.01 on the mini family); 0 not at all.
+        words_guidance: how strongly the mini family's reader guides the steps to what a prompt names of expression, hair, glasses
+            and head (0.02 on the mini family); 0 not at all. A prompt that names nothing of these is not guided.
         settings: for the pipeline: `prompt`, `num_inference_steps`, `guidance_scale`, `text_control`, ...
     Raises:
         IdgenError: neither or both of mask and region, a mask that does not fit, no face for a region, or one too small.
@@ -149,6 +154,9 @@ def inpaint_photo(
             notes.append(f"{left:.0%} of the mask lie outside of the face's portrait and were left as they are")
     if identity_guidance and identity is not None:
         pipe = guide_identity(encoder, pipe.vae, [identity], identity_guidance).guided(pipe)
+    prompt = settings.get("prompt")
+    if words_guidance and prompt is not None and asked_for(prompt):
+        pipe = guide_words(load_reader(device=pipe.device), pipe.vae, [prompt], words_guidance).guided(pipe)
     made = pipe(
         identity,
         image=portrait.image,

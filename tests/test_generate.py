@@ -12,7 +12,7 @@ from PIL import Image
 
 from idgen import provenance
 from idgen.cli import main
-from idgen.commands._identity_guidance import identity_guidance
+from idgen.commands._guidance import identity_guidance
 from idgen.commands.demo import EXAMPLE
 from idgen.identity import Identity
 from idgen.models.mini_detector import MiniDetector

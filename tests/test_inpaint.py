@@ -15,7 +15,7 @@ from idgen.faces import FaceEncoder
 from idgen.identity import Identity
 from idgen.models.mini_detector import Detections, MiniDetector
 from idgen.provenance import is_marked
-from idgen.rewards.ascent import STRENGTH
+from idgen.rewards.ascent import STRENGTH, WORDS_STRENGTH
 from tests.tiny_family import face_in_the_middle
 from tests.tiny_inpainting import tiny_inpainting_family
 
@@ -96,6 +96,25 @@ def test_the_recogniser_guides_the_mini_family_unless_told_not_to(files, capfd, 
         drawn.append(np.asarray(Image.open(files / "out.png")))
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_reader_guides_what_is_asked_for_in_words(files, capfd, dtype):
+    words = ("inpaint", files / "photo.png", "--region", "whole", "--ref", files / "a.png", "--dtype", dtype)
+    drawn = {}
+    for name, flags in {
+        "usual": ("--prompt", "<new1> smiling"),
+        "asked": ("--prompt", "<new1> smiling", "--words-guidance", WORDS_STRENGTH),
+        "off": ("--prompt", "<new1> smiling", "--words-guidance", 0),
+        "nothing named": ("--prompt", "<new1>"),
+        "nothing named, off": ("--prompt", "<new1>", "--words-guidance", 0),
+    }.items():
+        report, _ = run(capfd, *words, *flags, "-o", files / "out.png", "--steps", 10, "--device", "cpu")
+        assert report["words_guidance"] == (flags[3] if len(flags) > 3 else WORDS_STRENGTH)
+        drawn[name] = np.asarray(Image.open(files / "out.png"))
+    assert np.array_equal(drawn["usual"], drawn["asked"])
+    assert not np.array_equal(drawn["usual"], drawn["off"])
+    assert np.array_equal(drawn["nothing named"], drawn["nothing named, off"])
 
 
 def test_an_identity_file_and_weights_of_a_person_serve(files, capfd):

@@ -1,4 +1,4 @@
-"""The whole mini family with random weights: `tiny.tiny_root` plus recognisers, judge statistics, detector and probe.
+"""The whole mini family with random weights: `tiny.tiny_root` plus recognisers, judge statistics, detector, probe and reader.
 
 A random detector finds anything anywhere: tests put `face_in_the_middle` in place of its `detect`.
 """
@@ -16,7 +16,8 @@ import torch
 from idgen.checkpoint import save_weights
 from idgen.metrics.statistics import JudgeStatistics
 from idgen.models.mini_detector import Detections, MiniDetector
-from idgen.models.probe import AttributeProbe
+from idgen.models.probe import AttributeProbe, AttributeReader
+from idgen.models.recogniser_reader import RecogniserReader, open_recogniser
 from idgen.models.registry import build_recogniser
 from tests.tiny import tiny_root
 
@@ -41,6 +42,8 @@ def tiny_family(folder: Path) -> Path:
         _save(folder / "detector", {"architecture": "mini_detector"}, MiniDetector())
         probe = AttributeProbe(PROBE_CLASSES, widths=(4, 4, 4))
         _save(folder / "probe", probe.config, probe)
+        reader = RecogniserReader(PROBE_CLASSES, *open_recogniser(folder / "recogniser"))
+        _save(folder / "reader", reader.config, reader)
     JudgeStatistics(0.5, 0.1, 0.6, 0.4, people=2, photos=2, source="made up").save(folder / "judge")
     return folder
 
@@ -59,4 +62,5 @@ def face_in_the_middle(self: MiniDetector, images: Sequence[np.ndarray], thresho
 def _save(folder: Path, config: dict[str, Any], module: torch.nn.Module) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_weights(folder / "model.safetensors", module.state_dict())
+    state = module.own_state() if isinstance(module, AttributeReader) else module.state_dict()
+    save_weights(folder / "model.safetensors", state)

@@ -1,7 +1,7 @@
 """Puts the weights of the mini family's stages together as they ship: `python tools/assemble_mini.py RUNS FAMILY`.
 
-RUNS holds one folder a stage (recogniser, judge, detector, probe, base, arc2face; restore, inpaint and decoder if they are
-there), as the recipes in configs/mini write them. A decoder that was trained on takes the place of the base's.
+RUNS holds one folder a stage (recogniser, judge, detector, probe, base, arc2face; restore, inpaint, reader and decoder if they
+are there), as the recipes in configs/mini write them. A decoder that was trained on takes the place of the base's.
 FAMILY is made anew; nothing of it is replaced before everything is found and within its limits.
 """
 
@@ -26,7 +26,7 @@ PLACES = {
     "arc2face": "",
 }
 # Where they have been trained; their copy of the family's autoencoder stays behind.
-FURTHER = {"restore": "restore", "inpaint": "inpaint"}
+FURTHER = {"restore": "restore", "inpaint": "inpaint", "reader": "reader"}
 # Made by other commands and kept from the family that is replaced.
 KEPT = ("README.md", "judge/statistics.json")
 

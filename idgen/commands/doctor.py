@@ -30,6 +30,7 @@ MINI = {
     "judge": "idgen.train.recogniser",
     "detector": "idgen.train.detector",
     "probe": "idgen.train.probe",
+    "reader": "idgen.train.probe",
 }
 INSIGHTFACE = ("buffalo_l", "antelopev2")
 HUB = ("foivospar/Arc2Face", "stable-diffusion-v1-5/stable-diffusion-v1-5")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idgen.commands._identity_guidance import add_identity_guidance, identity_guidance
+from idgen.commands._guidance import add_identity_guidance, identity_guidance
 from idgen.console import progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_output

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idgen.commands._identity_guidance import add_identity_guidance, identity_guidance
+from idgen.commands._guidance import add_identity_guidance, add_words_guidance, identity_guidance, words_guidance
 from idgen.console import say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-control", action="store_true", help="guidance stresses the prompt's words and not the person"
     )
     add_identity_guidance(parser)
+    add_words_guidance(parser)
     parser.add_argument("--aligned", action="store_true", help="the photo is a portrait as FFHQ cuts it")
     parser.add_argument("--strict", action="store_true", help="refuse references that may show different people")
     add_model_flags(parser)
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         aligned=args.aligned,
         seed=args.seed,
         identity_guidance=identity_guidance(args),
+        words_guidance=words_guidance(args),
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
         text_control=args.text_control,
@@ -123,6 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "steps": args.steps,
         "guidance": args.guidance,
         "identity_guidance": identity_guidance(args),
+        "words_guidance": words_guidance(args),
         "seed": args.seed,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),

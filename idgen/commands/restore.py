@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idgen.commands._identity_guidance import add_identity_guidance, identity_guidance
+from idgen.commands._guidance import add_identity_guidance, identity_guidance
 from idgen.console import say
 from idgen.errors import IdgenError
 from idgen.files import check_output

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 STRENGTH = 0.01
 # Below this share of the picture in the noisy latents their prediction shows nobody in particular.
 START = 0.9
+# Words are told of coarser things, which the steps before settle.
+WORDS_STRENGTH, WORDS_START = 0.02, 0.6
 
 
 class RewardGuidance:
@@ -179,7 +181,11 @@ def guide_identity(
 
 
 def guide_words(
-    reader: AttributeReader, vae: Any, prompts: Sequence[str], strength: float = STRENGTH, start: float = START
+    reader: AttributeReader,
+    vae: Any,
+    prompts: Sequence[str],
+    strength: float = WORDS_STRENGTH,
+    start: float = WORDS_START,
 ) -> RewardGuidance:
     """Guidance by whether a reader finds in the pictures what their prompts ask for, see `idgen.rewards.words`.
 

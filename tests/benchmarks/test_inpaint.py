@@ -41,7 +41,9 @@ def test_the_table_of_the_bars(capsys, tmp_path):
     content = json.loads((tmp_path / "i.json").read_text())
     assert set(content["gain"]) == {"value", "low", "high"} == set(content["lora_gain"])
     assert set(content["seconds_per_step"]) == {"nobody", "a person", "a person, guided"}
-    assert {"shown", "real_photos", "without_words"} == content["words"].keys()
+    ways = {"shown", "shown, guided by a reader", "shown, guided by a reader and the recogniser"}
+    assert ways | {"real_photos", "without_words"} == content["words"].keys()
+    assert {"value", "low", "high"} == content["words"]["shown, guided by a reader"]["id_score"].keys()
     assert 0 < content["visual_person"]["bytes"] < 20e6 and content["whole"]["0 references"]["psnr"] > 0
     assert Image.open(tmp_path / "i.png").height > 9 * 128
 

@@ -1,4 +1,4 @@
-"""The flag of the commands whose sampling a recogniser can guide."""
+"""The flags of the commands whose sampling a recogniser or a reader of words can guide."""
 
 from __future__ import annotations
 
@@ -22,6 +22,24 @@ def identity_guidance(args: argparse.Namespace) -> float:
     if args.identity_guidance is not None:
         return args.identity_guidance
     return STRENGTH if args.model == "mini" else 0.0
+
+
+def add_words_guidance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--words-guidance",
+        type=_strength,
+        metavar="STRENGTH",
+        help="how strongly a reader guides the steps to what the prompt names; 0 not at all (default: 0.02 with mini, else 0)",
+    )
+
+
+def words_guidance(args: argparse.Namespace) -> float:
+    """As asked for; by default only with the family whose pictures the reader knows."""
+    from idgen.rewards.ascent import WORDS_STRENGTH
+
+    if args.words_guidance is not None:
+        return args.words_guidance
+    return WORDS_STRENGTH if args.model == "mini" else 0.0
 
 
 def _strength(text: str) -> float:
