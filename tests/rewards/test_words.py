@@ -54,8 +54,9 @@ def test_the_reward_is_the_likelihood_of_what_is_named():
 
 
 def test_guidance_makes_the_words_likelier():
+    torch.manual_seed(0)
     vae, prompts = tiny_vae(), ["a man wearing glasses", "a woman wearing sunglasses"]
-    guidance = guide_words(reader(), vae, prompts, strength=0.1)
+    guidance = guide_words(reader(), vae, prompts, strength=0.01)
     clean = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
 
     def likelihood(latents: torch.Tensor) -> torch.Tensor:
