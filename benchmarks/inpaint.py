@@ -270,7 +270,8 @@ def add_words(
     asked = ask_people(people, args.expressions, args.seed)
     who = [index for index, each in enumerate(asked) for _ in each]
     flat = [one for each in asked for one in each]
-    way = Way(args.steps, args.text_guidance, args.seed, args.batch, text_control=True)
+    stressed = Way(args.steps, args.text_guidance, args.seed, args.batch, text_control=True)
+    way = Way(args.steps, args.guidance, args.seed, args.batch)  # with the reader's guidance, which does not burn
     prompts = [f"{_prompt(pipe)}, {one.text}" for one in flat]
     reader, known = load_reader(args.reader, pipe.device), vectors[who]
     one_guide = guide_people(pipe, encoder, known, args.identity_guidance)
@@ -286,7 +287,7 @@ def add_words(
     guessed = obeyed(probe, rows[f"{COUNTS[-1]} references"][who], flat)
     report.numbers["words"] = {}
     for how, guide in guides.items():
-        made = fill(pipe, scene.of(who), known, way, prompts, guide=guide)
+        made = fill(pipe, scene.of(who), known, way if guide else stressed, prompts, guide=guide)
         share, first = obeyed(probe, made, flat), made[:: args.expressions]
         likeness = scale.score(first).identity
         detail = ", ".join(f"{value} {percent(one)}" for value, one in share.items() if value != "all")
@@ -378,7 +379,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--expressions", type=int, default=2, help="asked for of each person (default: 2)")
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.0, help="stresses the person (default: 1, none)")
-    flags.add_argument("--text-guidance", type=float, default=3.0, help="stresses the words (default: 3)")
+    flags.add_argument(
+        "--text-guidance", type=float, default=3.0, help="stresses the words where no reader guides (default: 3)"
+    )
     add_identity_guidance(flags, "in a row of its own")
     add_reader(flags)
     flags.add_argument("--batch", type=int, default=10)

@@ -147,7 +147,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--images", type=int, default=4, help="generated per person and setting (default: 4)")
     flags.add_argument("--split", choices=("test", "validation"), default="test")
     flags.add_argument("--steps", type=int, default=20)
-    flags.add_argument("--guidance", type=float, default=1.5, help="of the ID generator (default: 1.5)")
+    flags.add_argument("--guidance", type=float, default=1.1, help="of the ID generator (default: 1.1)")
     add_identity_guidance(flags, "as `idgen generate` has it")
     flags.add_argument("--text-guidance", type=float, default=3.0, help="of the text-to-face base (default: 3)")
     add_reader(flags)

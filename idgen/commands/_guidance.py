@@ -29,7 +29,7 @@ def add_words_guidance(parser: argparse.ArgumentParser) -> None:
         "--words-guidance",
         type=_strength,
         metavar="STRENGTH",
-        help="how strongly a reader guides the steps to what the prompt names; 0 not at all (default: 0.02 with mini, else 0)",
+        help="how strongly a reader guides the steps to what the prompt names; 0 not at all (default: 0.03 with mini, else 0)",
     )
 
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--images", type=_count, default=4, metavar="N", help="pictures to generate (default: 4)")
     parser.add_argument("--steps", type=_count, default=20, metavar="N", help="denoising steps (default: 20)")
     parser.add_argument(
-        "--guidance", type=float, default=1.5, metavar="SCALE", help="1 turns guidance off (default: 1.5)"
+        "--guidance", type=float, default=1.1, metavar="SCALE", help="1 turns guidance off (default: 1.1)"
     )
 
 

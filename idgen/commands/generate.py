@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--images", type=_count, default=4, metavar="N", help="of each person (default: 4)")
     parser.add_argument("--steps", type=_count, default=20, metavar="N", help="denoising steps (default: 20)")
     parser.add_argument(
-        "--guidance", type=float, metavar="SCALE", help="1 turns guidance off (default: 1.5 with mini, else 3)"
+        "--guidance", type=float, metavar="SCALE", help="1 turns guidance off (default: 1.1 with mini, else 3)"
     )
     add_identity_guidance(parser)
     parser.add_argument("--batch", type=_count, default=4, metavar="N", help="images computed at once (default: 4)")
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     dtype = resolve_dtype(args.dtype, device)
     people = _load_people(args.inputs)
     if args.guidance is None:  # what the bars are measured with, and what Arc2Face's authors use
-        args.guidance = 1.5 if args.model == "mini" else 3.0
+        args.guidance = 1.1 if args.model == "mini" else 3.0
     pipe = _load_pipeline(args, device, dtype)
     people = people or [_embed(args, pipe.config.recogniser)]
     guided = _guided(args, pipe)
