@@ -53,7 +53,7 @@ from idgen.metrics.embedding import embed_at
 from idgen.models.probe import load_probe
 from idgen.models.recogniser_reader import load_reader
 from idgen.pipelines import PVAInpaintPipeline
-from idgen.rewards.ascent import guide_identity, guide_words
+from idgen.rewards.ascent import WORDS_START, WORDS_STRENGTH, RewardGuidance, guide_identity, guide_words
 
 REFERENCES, OTHERS = 5, 6
 COUNTS = (1, 3, 5)
@@ -275,10 +275,14 @@ def add_words(
     prompts = [f"{_prompt(pipe)}, {one.text}" for one in flat]
     reader, known = load_reader(args.reader, pipe.device), vectors[who]
     one_guide = guide_people(pipe, encoder, known, args.identity_guidance)
+
+    def words_guide(part: slice) -> RewardGuidance:
+        return guide_words(reader, pipe.vae, prompts[part], args.words_guidance, args.words_start)
+
     guides: dict[str, Callable[[slice], PVAInpaintPipeline] | None] = {
         "": None,
-        ", guided by a reader": lambda part: guide_words(reader, pipe.vae, prompts[part]).guided(pipe),
-        BOTH: lambda part: guide_words(reader, pipe.vae, prompts[part]).guided(one_guide(part)),
+        ", guided by a reader": lambda part: words_guide(part).guided(pipe),
+        BOTH: lambda part: words_guide(part).guided(one_guide(part)),
     }
     probe = load_probe()
     shots = photos.images.shape[1]
@@ -384,6 +388,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_identity_guidance(flags, "in a row of its own")
     add_reader(flags)
+    flags.add_argument(
+        "--words-guidance", type=float, default=WORDS_STRENGTH, help=f"the reader's (default: {WORDS_STRENGTH})"
+    )
+    flags.add_argument(
+        "--words-start", type=float, default=WORDS_START, help=f"its first step (default: {WORDS_START})"
+    )
     flags.add_argument("--batch", type=int, default=10)
     flags.add_argument("--sheet", type=Path, metavar="PNG", help="also save a contact sheet")
     flags.set_defaults(cache=Path("runs/photos"))
