@@ -99,6 +99,9 @@ def load_reader(folder: str | Path | None = None, device: torch.device | str = "
         return load_probe(str(path), device).requires_grad_(False)
     if config.get("architecture") != ARCHITECTURE:
         raise IdgenError(f"{path} is no reader of attributes: give a folder of train/probe.py's weights")
+    missing = [name for name in ("classes", "recogniser_sha256", "channels", "size") if name not in config]
+    if missing:
+        raise IdgenError(f"{path}/config.json does not say {', '.join(missing)}: train the reader anew")
     recogniser, digest = open_recogniser(find_mini("recogniser"))
     if config["recogniser_sha256"] != digest:
         raise IdgenError(

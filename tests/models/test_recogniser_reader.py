@@ -73,6 +73,10 @@ def test_a_reader_of_another_recogniser_is_refused(reader: RecogniserReader, tmp
 def test_what_is_no_reader_is_named_and_a_probe_is_one(reader: RecogniserReader, tmp_path: Path) -> None:
     with pytest.raises(IdgenError, match="no reader of attributes"):
         load_reader(save(reader, tmp_path / "other", architecture="judge"))
+    damaged = save(reader, tmp_path / "damaged")
+    (damaged / "config.json").write_text('{"architecture": "recogniser_reader", "classes": {}, "size": 128}')
+    with pytest.raises(IdgenError, match="does not say recogniser_sha256, channels"):
+        load_reader(damaged)
     with pytest.raises(IdgenError, match="no attribute probe"):
         load_probe(str(save(reader, tmp_path / "reader")))
     probe = save(AttributeProbe(CLASSES, widths=(8, 12, 16)), tmp_path / "probe")
