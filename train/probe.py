@@ -45,7 +45,7 @@ class ProbeConfig(TrainConfig):
     widths: tuple[int, ...] = Field((48, 128, 256), description="channels; each stage halves the resolution")
     recogniser: Path | None = Field(
         None,
-        description="folder of a mini recogniser: read through its feature maps (sizes above but `size` do not count)",
+        description="folder of a mini recogniser: read through its feature maps; `widths` then do not count",
     )
     vae: Path | None = Field(None, description="folder of an autoencoder: half the pictures are copies through it")
     tiny: str | None = Field(None, description="a small decoder for the copies; the autoencoder's own by default")

@@ -1,4 +1,4 @@
-"""A reader of attributes that looks through the mini recogniser's early feature maps: 53 kB beside weights that are there anyway.
+"""A reader of attributes that looks through the mini recogniser's early feature maps: 58 kB beside weights that are there anyway.
 
 What a recogniser forgets on its way to the person (expression, hair, glasses, where the head turns) its first blocks still see.
 It never measures: rewards and guidance by words (`idgen.rewards.words`) read with it, the attribute probe tells how that went.
