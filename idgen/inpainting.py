@@ -122,8 +122,8 @@ def inpaint_photo(
         seed: of the noise, and of a random region.
         identity_guidance: how strongly the encoder's recogniser guides the later steps to the identity, which it must have made
             (`idgen.rewards.ascent`; 0.01 on the mini family); 0 not at all.
-        words_guidance: how strongly the mini family's reader guides the steps to what a prompt names of expression, hair, glasses,
-            head and beard (0.03 on the mini family); 0 not at all. A prompt that names nothing of these is not guided.
+        words_guidance: how strongly the mini family's reader guides the steps to what a prompt names of expression, hair,
+            glasses, head and beard (0.03 on the mini family); 0 not at all. A prompt that names nothing of these is not guided.
         settings: for the pipeline: `prompt`, `num_inference_steps`, `guidance_scale`, `text_control`, ...
     Raises:
         IdgenError: neither or both of mask and region, a mask that does not fit, no face for a region, or one too small.
