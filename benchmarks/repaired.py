@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from idgen.console import say
 from idgen.evaluation.rendered import Photos
 from idgen.faces import FaceEncoder
 from idgen.files import atomic_write
+from idgen.losses.perceptual import feature_distance
 from idgen.metrics import Interval, PhotoStatistics, bootstrap_means, psnr, sharpness_ratio, ssim
 from idgen.metrics.embedding import embed_at
 from idgen.metrics.identity import similarity_to
@@ -98,15 +98,9 @@ def perceptual_distance(device: torch.device) -> tuple[str, Distance]:
 
     @torch.no_grad()
     def between(pictures: Tensor, originals: Tensor) -> Tensor:
-        far = torch.zeros(len(pictures))
-        for start in range(0, len(pictures), 32):
-            rows = slice(start, start + 32)
-            both = to_network(torch.cat([pictures[rows], originals[rows]]).to(device))
-            for layer in (probe.stem, *probe.stages):
-                both = layer(both)
-                first, second = F.normalize(both, dim=1).chunk(2)
-                far[rows] += (first - second).pow(2).sum(1).mean((1, 2)).cpu()
-        return far.mean()
+        parts = zip(pictures.split(32), originals.split(32), strict=True)
+        far = [feature_distance(*(probe.maps(to_network(one.to(device))) for one in both)).cpu() for both in parts]
+        return torch.cat(far).mean()
 
     return "as LPIPS, of the attribute probe's layers", between
 

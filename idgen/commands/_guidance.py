@@ -7,39 +7,36 @@ import math
 
 
 def add_identity_guidance(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--identity-guidance",
-        type=_strength,
-        metavar="STRENGTH",
-        help="how strongly what the recogniser sees guides the later steps; 0 not at all (default: 0.01 with mini, else 0)",
-    )
+    _add(parser, "--identity-guidance", "how strongly what the recogniser sees guides the later steps", "0.01")
 
 
 def identity_guidance(args: argparse.Namespace) -> float:
     """As asked for; by default only with the weights for which the strength was chosen."""
     from idgen.rewards.ascent import STRENGTH
 
-    if args.identity_guidance is not None:
-        return args.identity_guidance
-    return STRENGTH if args.model == "mini" else 0.0
+    return _asked(args, args.identity_guidance, STRENGTH)
 
 
 def add_words_guidance(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--words-guidance",
-        type=_strength,
-        metavar="STRENGTH",
-        help="how strongly a reader guides the steps to what the prompt names; 0 not at all (default: 0.03 with mini, else 0)",
-    )
+    _add(parser, "--words-guidance", "how strongly a reader guides the steps to what the prompt names", "0.03")
 
 
 def words_guidance(args: argparse.Namespace) -> float:
     """As asked for; by default only with the family whose pictures the reader knows."""
     from idgen.rewards.ascent import WORDS_STRENGTH
 
-    if args.words_guidance is not None:
-        return args.words_guidance
-    return WORDS_STRENGTH if args.model == "mini" else 0.0
+    return _asked(args, args.words_guidance, WORDS_STRENGTH)
+
+
+def _add(parser: argparse.ArgumentParser, flag: str, what: str, usual: str) -> None:
+    text = f"{what}; 0 not at all (default: {usual} with mini, else 0)"
+    parser.add_argument(flag, type=_strength, metavar="STRENGTH", help=text)
+
+
+def _asked(args: argparse.Namespace, given: float | None, usual: float) -> float:
+    if given is not None:
+        return given
+    return usual if args.model == "mini" else 0.0
 
 
 def _strength(text: str) -> float:

@@ -6,6 +6,7 @@ asked for, and how much pose and expression vary among the pictures of one perso
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,7 +41,7 @@ class Reading:
         return [names[index] for index in self.probabilities[attribute].argmax(-1).tolist()]
 
 
-class AttributeReader(nn.Module):
+class AttributeReader(nn.Module, ABC):
     """What reads attributes: features of any kind, with one linear head per attribute and one for the pose.
 
     Args:
@@ -55,17 +56,17 @@ class AttributeReader(nn.Module):
         self.pose = nn.Linear(width, 3)
 
     @property
+    @abstractmethod
     def config(self) -> dict[str, Any]:
         """What config.json beside the weights holds."""
-        raise NotImplementedError
 
     def own_state(self) -> dict[str, Tensor]:
         """What belongs into the file of its weights."""
         return self.state_dict()
 
+    @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """What the heads read: (n, 3, height, width) in [-1, 1] -> (n, width)."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Pictures (n, 3, height, width) in [-1, 1] -> logits per attribute (n, classes), pose (n, 3) degrees."""
