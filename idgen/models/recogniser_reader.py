@@ -105,7 +105,8 @@ def load_reader(folder: str | Path | None = None, device: torch.device | str = "
     recogniser, digest = open_recogniser(find_mini("recogniser"))
     if config["recogniser_sha256"] != digest:
         raise IdgenError(
-            f"the reader in {path} was trained with another recogniser: train it anew (configs/mini/reader.yaml)"
+            f"the reader in {path} was trained with another recogniser than the family's: train it anew"
+            " (configs/mini/reader.yaml), or let $IDGEN_MINI name the family that has its recogniser"
         )
     reader = RecogniserReader(config["classes"], recogniser, digest, config["channels"], config["size"])
     inside = {f"recogniser.{name}": value for name, value in recogniser.state_dict().items()}
