@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,7 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the block: on a GPU its tensors, else this process. What an earlier block gave back to nobody is used again
-    unseen, so that only the first one of a process is measured fully."""
+    """Measure the block: on a GPU its tensors, else this process."""
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -31,11 +31,19 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
+    _give_back()
     if CLEAR.exists():
         CLEAR.write_text("5")  # the largest size so far is forgotten
     before = largest_size()
     yield peak
     peak.bytes = max(0, largest_size() - before)  # the kernel counts by processor, and rounds
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system, where the C library (glibc) can: used again by the block it would not be seen."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def largest_size() -> int:
