@@ -2,8 +2,9 @@
 
 A centre-point detector in the manner of CenterNet (arXiv 1904.07850) with the five-point head of RetinaFace (arXiv
 1905.00641): one heat map at stride 8, and per cell the four distances to the box's sides and ten landmark offsets.
-Every face is looked at twice: once in the whole picture, once in a crop around it, so that the landmarks are as exact
-for a small face as for a large one; with a landmark network a third time, upright (`idgen.models.landmark_network`).
+Small faces are looked for once more in the picture enlarged. Every face is looked at twice: once in the whole picture, once in
+a crop around it, so that the landmarks are as exact for a small face as for a large one; with a landmark network a third time,
+upright (`idgen.models.landmark_network`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ STRIDE = 8
 # Faces below 32 px are seldom surer. In 800 validation scenes 95.8 % of all faces are found at 0.5, 98.8 % at 0.4, with one false
 # face in a hundred scenes; at 0.35 there are two.
 THRESHOLD = 0.4
+# The second search: so much finer, for faces of at most this share of the picture's side. (In 500 validation scenes 88 % of the
+# faces below 32 px are found at once, 98 % with it, and two more false ones in a hundred scenes.)
+FINER, SMALL = 1.5, 1 / 6
+OVERLAP = 0.4  # IoU from which two boxes are one face
 MOST = 200  # peaks of one picture that are looked at: an untrained heat map is nothing but peaks
 
 
@@ -39,7 +44,8 @@ class MiniDetector(nn.Module):
 
     Args:
         widths: channels at strides 2, 4, 8, 16 and 32.
-        canvas: side in px of the square into which whole pictures are fitted for the first look.
+        canvas: side in px of the square into which whole pictures are fitted for the first look, a multiple of 64. Those of more
+            than half of that have enough pixels for a finer look.
         close_up: side in px of the crop of the second look.
         landmarks: widths of the landmark network; None for a detector without one.
     """
@@ -87,16 +93,27 @@ class MiniDetector(nn.Module):
         for image in images:
             tensor = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
             picture = tensor.to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
-            found.append(self._refine(picture, self._look(picture, threshold)))
+            found.append(self._refine(picture, self._search(picture, threshold)))
         return found
 
-    def _look(self, picture: Tensor, threshold: float) -> Detections:
+    def _search(self, picture: Tensor, threshold: float) -> Detections:
+        coarse, side = self._look(picture, threshold, self.canvas), max(picture.shape[-2:])
+        if 2 * side <= self.canvas:
+            return coarse
+        fine = self._look(picture, threshold, round(FINER * self.canvas))
+        small = fine.boxes[:, 2] - fine.boxes[:, 0] < SMALL * side
+        both = [torch.cat([ours, theirs[small]]) for ours, theirs in zip(coarse, fine, strict=True)]
+        boxes, landmarks, scores = (part[both[2].argsort(descending=True)] for part in both)
+        kept = _suppress(boxes, OVERLAP)
+        return Detections(boxes[kept], landmarks[kept], scores[kept])
+
+    def _look(self, picture: Tensor, threshold: float, canvas: int) -> Detections:
         height, width = picture.shape[-2:]
-        scale = self.canvas / max(height, width)
+        scale = canvas / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         small = F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=scale < 1)
         # Grey borders: what the network saw around pictures in training.
-        small = F.pad(small, (0, self.canvas - size[1], 0, self.canvas - size[0]))
+        small = F.pad(small, (0, canvas - size[1], 0, canvas - size[0]))
         heat, geometry = self(small.to(self.heat.weight.dtype))
         found = decode(heat.float(), geometry.float(), threshold)[0]
         factor = torch.tensor([width / size[1], height / size[0]], device=heat.device)
@@ -133,7 +150,7 @@ class MiniDetector(nn.Module):
         return Detections(box.view(-1, 4), landmarks, found.scores)
 
 
-def decode(heat: Tensor, geometry: Tensor, threshold: float, overlap: float = 0.4) -> list[Detections]:
+def decode(heat: Tensor, geometry: Tensor, threshold: float, overlap: float = OVERLAP) -> list[Detections]:
     """Turns the network's maps into detections in input pixels, non-maximum-suppressed at an IoU of `overlap`."""
     scores = heat.sigmoid()[:, 0]
     peaks = F.max_pool2d(scores[:, None], 3, 1, 1)[:, 0] == scores

@@ -44,6 +44,20 @@ def test_the_detector_finds_the_face_and_its_landmarks(encoder, renders):
     assert np.mean(errors) < 0.04
 
 
+def test_faces_of_fifteen_pixels_are_found_in_a_larger_picture(encoder, renders):
+    side, step = 26, 64
+    corners = [(x, y) for y in range(20, 4 * step, step) for x in range(20, 4 * step, step)]
+    found = 0
+    for start in range(0, len(renders.images), len(corners)):
+        scene = Image.new("RGB", (4 * step, 4 * step), (120, 110, 100))
+        for image, corner in zip(photos(renders)[start:], corners, strict=False):
+            scene.paste(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS), corner)
+        centres = np.stack([face.landmarks.mean(0) for face in encoder.detect(scene)])
+        away = np.abs(centres[:, None] - np.array(corners) - side / 2).max(-1)  # (faces, corners)
+        found += int((away.min(0) < side / 4).sum())
+    assert found >= 0.95 * len(renders.images)
+
+
 # Floors under what the first set of weights reached, far from the bars.
 @pytest.mark.parametrize(("name", "floor"), [("mini", 0.85), ("judge", 0.75)])
 def test_photos_of_one_person_are_more_alike_than_photos_of_two(name, floor, renders):
