@@ -202,10 +202,11 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         photos = to_float(_pictures(self.held_out, self.held_out.targets[rows]), self.device)
         damaged = self._damaged(photos, np.random.default_rng(0))
         count = self.config.references
-        others = [_pictures(self.held_out, self.held_out.references[row][:count]) for row in rows]
         pipe = self._pipeline(self.module.unet, self.vae)
         pipe.set_progress_bar_config(disable=True)
-        made = {"alone": None} | ({"references": [list(one) for one in others]} if count else {})
+        made: dict[str, list[list[np.ndarray]] | None] = {"alone": None}
+        if count:
+            made["references"] = [list(_pictures(self.held_out, self.held_out.references[row][:count])) for row in rows]
         figures, pictures = {}, [damaged]
         for name, references in made.items():
             restored = pipe(

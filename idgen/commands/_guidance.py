@@ -18,7 +18,7 @@ def identity_guidance(args: argparse.Namespace) -> float:
 
 
 def add_words_guidance(parser: argparse.ArgumentParser) -> None:
-    _add(parser, "--words-guidance", "how strongly a reader guides the steps to what the prompt names", "0.03")
+    _add(parser, "--words-guidance", "how strongly a reader guides the steps to what the prompt names", "0.04")
 
 
 def words_guidance(args: argparse.Namespace) -> float:

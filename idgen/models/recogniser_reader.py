@@ -1,4 +1,4 @@
-"""A reader of attributes that looks through the mini recogniser's early feature maps: 58 kB beside weights that are there anyway.
+"""A reader of attributes through the mini recogniser's early feature maps: 118 kB beside weights that are there anyway.
 
 What a recogniser forgets on its way to the person (expression, hair, glasses, where the head turns) its first blocks still see.
 It never measures: rewards and guidance by words (`idgen.rewards.words`) read with it, the attribute probe tells how that went.
@@ -27,13 +27,14 @@ FILE = "model.safetensors"
 
 
 class RecogniserReader(AttributeReader):
-    """A few convolutions and linear heads over a frozen recogniser's maps of the whole picture; no alignment.
+    """A few convolutions and linear heads over a frozen recogniser's maps of the whole picture; no alignment. Its finer map is
+    looked at before it is halved: lips and lids are a pixel or two of it.
 
     Args:
         classes: attribute -> the names of its values.
         recogniser: stays as it is.
         recogniser_sha256: of its weights; without another one the maps mean something else.
-        channels: of the convolutions.
+        channels: taken from each of the two maps, of the convolutions at an eighth and a sixteenth of the side, and of the last.
         size: pixels per side at which pictures are read; a multiple of 32.
     """
 
@@ -42,16 +43,20 @@ class RecogniserReader(AttributeReader):
         classes: Mapping[str, Sequence[str]],
         recogniser: MiniRecogniser,
         recogniser_sha256: str,
-        channels: Sequence[int] = (16, 20),
+        channels: Sequence[int] = (20, 32, 24),
         size: int = 128,
     ) -> None:
-        super().__init__(classes, channels[1] * (size // 32) ** 2)
+        taken, looking, last = channels
+        super().__init__(classes, last * (size // 32) ** 2)
         self.recogniser = recogniser.eval().requires_grad_(False)
         self.recogniser_sha256, self.channels, self.size = recogniser_sha256, list(channels), size
-        seen = sum(recogniser.widths[:2])
-        self.squeeze = _convolution(seen, channels[0], 1, 1)
+        low, middle = recogniser.widths[:2]
+        self.take_low = nn.Sequential(_convolution(low, taken, 1, 1), _convolution(taken, taken, 3, 2))
+        self.take_middle = _convolution(middle, taken, 1, 1)
         self.look = nn.Sequential(
-            _convolution(channels[0], channels[1], 3, 2), _convolution(channels[1], channels[1], 3, 2)
+            _convolution(2 * taken, looking, 3, 2),
+            _convolution(looking, looking, 3, 1),
+            _convolution(looking, last, 3, 2),
         )
 
     @property
@@ -69,8 +74,7 @@ class RecogniserReader(AttributeReader):
 
     def features(self, images: Tensor) -> Tensor:
         low, middle = self.recogniser.early_maps(F.adaptive_avg_pool2d(images, self.size))
-        seen = torch.cat([F.avg_pool2d(low, 2), middle], 1)
-        return self.look(self.squeeze(seen)).flatten(1)
+        return self.look(torch.cat([self.take_low(low), self.take_middle(middle)], 1)).flatten(1)
 
 
 def open_recogniser(folder: Path) -> tuple[MiniRecogniser, str]:
@@ -102,6 +106,8 @@ def load_reader(folder: str | Path | None = None, device: torch.device | str = "
     missing = [name for name in ("classes", "recogniser_sha256", "channels", "size") if name not in config]
     if missing:
         raise IdgenError(f"{path}/config.json does not say {', '.join(missing)}: train the reader anew")
+    if len(config["channels"]) != 3:
+        raise IdgenError(f"the reader in {path} is of an older kind: train it anew (configs/mini/reader.yaml)")
     recogniser, digest = open_recogniser(find_mini("recogniser"))
     if config["recogniser_sha256"] != digest:
         raise IdgenError(

@@ -34,7 +34,7 @@ STRENGTH = 0.01
 # Below this share of the picture in the noisy latents their prediction shows nobody in particular.
 START = 0.9
 # Words are told of coarser things, which the steps before settle.
-WORDS_STRENGTH, WORDS_START = 0.03, 0.5
+WORDS_STRENGTH, WORDS_START = 0.04, 0.4
 
 
 class RewardGuidance:

@@ -82,6 +82,15 @@ def test_a_training_goes_on_from_finished_weights(weights, people_folder, tmp_pa
     assert all(torch.equal(value, saved[name]) for name, value in fresh.module.unet.state_dict().items())
 
 
+def test_the_stage_that_restores_photos_alone_reads_no_references(people_folder, tmp_path):
+    training = stage(people_folder, tmp_path, "--references", "0")
+    batch = training.batch(np.random.default_rng(0))
+    assert batch["references"].shape[1] == 0
+    assert training.losses(training.module, batch, progress=1.0)["identity"].isfinite()
+    figures, _ = training.validate()
+    assert set(figures) == {"psnr_alone", "cosine_alone"}
+
+
 def test_it_begins_with_a_text_to_image_unet(people_folder, tmp_path):
     begun = stage(people_folder, tmp_path, "--unet", str(MINI / "arc2face")).module.unet.state_dict()
     given = UNet2DConditionModel.from_pretrained(MINI / "arc2face", torch_dtype=torch.float32).state_dict()
