@@ -54,6 +54,10 @@ class AutoencoderConfig(TrainConfig):
     )
     adversarial_start: float = Field(0.1, ge=0, le=1, description="share of the training after which the critic counts")
     freeze_encoder: bool = Field(False, description="train the decoder alone: models made on the latents stay valid")
+    freeze_decoder: bool = Field(
+        False,
+        description="train the encoder alone, to find better latents for the same pictures; made ones stay as they are",
+    )
     latent_noise: float = Field(
         0.05, ge=0, description="noise on the latents, so that small errors of a UNet do not show"
     )
@@ -68,6 +72,7 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         critic = _Critic() if config.adversarial_weight else None
         self.module = _Reconstruct(build_autoencoder(), config.latent_noise, critic)
         self.module.vae.encoder.requires_grad_(not config.freeze_encoder)
+        self.module.vae.decoder.requires_grad_(not config.freeze_decoder)
         self.recogniser = (
             load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
         )
@@ -171,7 +176,7 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         images = to_float(self.held_out.images[:256], self.device)
         with torch.no_grad():
             latents = self.module.vae.encode(images).latents.float()
-        scale = self.given_scale if self.config.freeze_encoder else None
+        scale = self.given_scale if self.config.freeze_encoder or self.config.freeze_decoder else None
         vae: AutoencoderTiny = build_autoencoder()
         vae.load_state_dict(self.module.vae.state_dict())
         vae.register_to_config(scaling_factor=scale or round(1 / float(latents.std()), 4))

@@ -71,16 +71,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, people_folder: Path) -> di
     seen = ["--recogniser", str(mini_root() / "recogniser")]
     out["reader"] = _train("probe", "reader", root / "w", people_folder, *vae, *seen)
     out["own_reader"] = _train("probe", "probe", root / "o", people_folder, "--train_batch_size", "4")
-    decoder = [
-        "--train_batch_size",
-        "2",
-        "--start_from",
-        str(out["vae"]),
-        "--reader",
-        str(out["own_reader"]),
-        *recogniser,
-    ]
-    out["decoder"] = _train("autoencoder", "decoder", root / "e", people_folder, *decoder)
+    half = ["--train_batch_size", "2", "--start_from", str(out["vae"]), *recogniser]
+    reader = ["--reader", str(out["own_reader"])]
+    out["decoder"] = _train("autoencoder", "decoder", root / "e", people_folder, *half, *reader)
+    out["encoder"] = _train("autoencoder", "encoder", root / "n", people_folder, *half)
     words = ["--text_encoder", str(out["text_encoder"]), "--text_encoder_rate", "0"]
     words += ["--words_weight", "0.1", "--words_probe", str(out["reader"])]
     out["base"] = _train("base", "base", root / "b", people_folder, *vae, *words)
@@ -125,11 +119,12 @@ def test_detector_and_landmarks_go_on_from_weights_of_either(
         landmarks.load(trained["detector"])
 
 
-def test_a_decoder_trained_on_leaves_the_latents_and_their_scale(trained: dict[str, Path]) -> None:
-    before, after = (load_file(trained[name] / "diffusion_pytorch_model.safetensors") for name in ("vae", "decoder"))
+@pytest.mark.parametrize("half", ["decoder", "encoder"])
+def test_a_half_trained_on_leaves_the_other_and_the_scale_of_the_latents(half: str, trained: dict[str, Path]) -> None:
+    before, after = (load_file(trained[name] / "diffusion_pytorch_model.safetensors") for name in ("vae", half))
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
-    assert changed and all(name.startswith("decoder.") for name in changed)
-    scales = [json.loads((trained[name] / "config.json").read_text())["scaling_factor"] for name in ("vae", "decoder")]
+    assert changed and all(name.startswith(f"{half}.") for name in changed)
+    scales = [json.loads((trained[name] / "config.json").read_text())["scaling_factor"] for name in ("vae", half)]
     assert scales[0] == scales[1]
 
 
