@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from idgen.data.faces import FaceFolder
+from idgen.errors import IdgenError
 from idgen.faces.align_torch import norm_crop_torch
 from idgen.losses.perceptual import feature_distance
 from idgen.metrics import sharpness_ratio
@@ -68,6 +69,8 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
 
     def __init__(self, config: AutoencoderConfig, device: torch.device) -> None:
         super().__init__(config, device)
+        if config.freeze_decoder and (config.freeze_encoder or config.adversarial_weight):
+            raise IdgenError("freeze_decoder trains the encoder alone: without freeze_encoder and adversarial_weight")
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
         critic = _Critic() if config.adversarial_weight else None
         self.module = _Reconstruct(build_autoencoder(), config.latent_noise, critic)

@@ -94,6 +94,14 @@ def test_a_typo_in_a_file_names_the_nearest_and_the_file_is_not_touched(run: Run
     fails(run("adapter.py", {"config": file}), "'max_trian_steps'", "'max_train_steps'")
 
 
+@pytest.mark.parametrize("other", [{"freeze_encoder": True}, {"adversarial_weight": 0.5}])
+def test_an_autoencoder_of_which_nothing_is_left_to_train(
+    run: Run, people_folder: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    given = SHORT | {"output_dir": tmp_path / "out", "data": people_folder, "validation": people_folder} | other
+    fails(run("autoencoder.py", given | {"freeze_decoder": True}), "freeze_decoder trains the encoder alone")
+
+
 def test_people_of_one_photo_each(run: Run, people_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
