@@ -71,10 +71,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, people_folder: Path) -> di
     seen = ["--recogniser", str(mini_root() / "recogniser")]
     out["reader"] = _train("probe", "reader", root / "w", people_folder, *vae, *seen)
     out["own_reader"] = _train("probe", "probe", root / "o", people_folder, "--train_batch_size", "4")
-    half = ["--train_batch_size", "2", "--start_from", str(out["vae"]), *recogniser]
-    reader = ["--reader", str(out["own_reader"])]
-    out["decoder"] = _train("autoencoder", "decoder", root / "e", people_folder, *half, *reader)
-    out["encoder"] = _train("autoencoder", "encoder", root / "n", people_folder, *half)
+    half = ["--train_batch_size", "2", "--start_from", str(out["vae"]), "--reader", str(out["own_reader"]), *recogniser]
+    for name in ("decoder", "encoder"):
+        out[name] = _train("autoencoder", name, root / name, people_folder, *half)
     words = ["--text_encoder", str(out["text_encoder"]), "--text_encoder_rate", "0"]
     words += ["--words_weight", "0.1", "--words_probe", str(out["reader"])]
     out["base"] = _train("base", "base", root / "b", people_folder, *vae, *words)
