@@ -15,15 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.bars_pictures import compare_copies
 from benchmarks.report import Report, parser, run, timed
 from idgen.adapters.arc2face.convert import load_model
 from idgen.devices import resolve_device
 from idgen.evaluation.rendered import VALIDATION, Photos, take_photos
 from idgen.faces import FaceEncoder
 from idgen.faces.align_torch import norm_crop_torch
-from idgen.metrics import psnr, sharpness_ratio
-from idgen.metrics.embedding import embed_at
-from idgen.metrics.identity import unit
 from idgen.models.registry import load_recogniser
 from idgen.rewards.views import vae_decoder
 from idgen.train.pictures import to_bytes, to_float
@@ -83,16 +81,14 @@ class _Scores:
     def __init__(self, report: Report, photos: Photos, draw: Draw, start: Tensor) -> None:
         self.report, self.photos, self.draw, self.start = report, photos, draw, start
         self.judge = FaceEncoder.from_pretrained("judge", device=start.device)
-        self.landmarks = photos.landmarks.flatten(0, 1)
-        self.true = unit(embed_at(self.judge, photos.flat, self.landmarks))
 
     @torch.no_grad()
     def add(self, name: str, latents: Tensor) -> None:
-        copies = to_bytes(self.draw(latents))
+        quality, cosine, sharpness = compare_copies(self.judge, to_bytes(self.draw(latents)), self.photos)
         figures = {
-            "psnr": float(psnr(copies, self.photos.flat).mean()),
-            "judge_cosine": float((unit(embed_at(self.judge, copies, self.landmarks)) * self.true).sum(-1).mean()),
-            "sharpness": sharpness_ratio(copies, self.photos.flat),
+            "psnr": float(quality.mean()),
+            "judge_cosine": float(cosine.mean()),
+            "sharpness": sharpness,
             "moved": float((latents - self.start).square().mean().sqrt() / self.start.std()),
         }
         text = "{psnr:.2f} dB, judge's cosine {judge_cosine:.3f}, sharpness {sharpness:.3f}, moved by {moved:.3f} of the spread"

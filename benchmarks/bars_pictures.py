@@ -89,13 +89,17 @@ def reconstruct(vae: Any, images: Tensor, batch: int = 32) -> Tensor:
     return torch.cat(parts)
 
 
+def compare_copies(judge: FaceEncoder, copies: Tensor, real: Photos) -> tuple[Tensor, Tensor, float]:
+    """PSNR and the judge's cosine of each copy (n, height, width, 3) uint8, and the sharpness of all, beside the photos."""
+    landmarks = real.landmarks.flatten(0, 1)
+    cosine = (unit(embed_at(judge, copies, landmarks)) * unit(embed_at(judge, real.flat, landmarks))).sum(-1)
+    return psnr(copies, real.flat), cosine, sharpness_ratio(copies, real.flat)
+
+
 def add_autoencoder(report: Report, vae: Any, judge: FaceEncoder, real: Photos) -> None:
     """PSNR and the judge's cosine between each photo and its reconstruction, aligned by the same landmarks."""
     back = reconstruct(vae, real.flat)
-    landmarks = real.landmarks.flatten(0, 1)
-    quality = psnr(back, real.flat)
-    cosine = (unit(embed_at(judge, back, landmarks)) * unit(embed_at(judge, real.flat, landmarks))).sum(-1)
-    sharpness = sharpness_ratio(back, real.flat)
+    quality, cosine, sharpness = compare_copies(judge, back, real)
     report.add(
         f"autoencoder at {real.images.shape[2]} px: PSNR, judge cosine to the original",
         f"{quality.mean():.2f} dB, {cosine.mean():.4f}",

@@ -104,7 +104,7 @@ class MiniDetector(nn.Module):
         small = fine.boxes[:, 2] - fine.boxes[:, 0] < SMALL * side
         both = [torch.cat([ours, theirs[small]]) for ours, theirs in zip(coarse, fine, strict=True)]
         boxes, landmarks, scores = (part[both[2].argsort(descending=True)] for part in both)
-        kept = _suppress(boxes, OVERLAP)
+        kept = _suppress(boxes)
         return Detections(boxes[kept], landmarks[kept], scores[kept])
 
     def _look(self, picture: Tensor, threshold: float, canvas: int) -> Detections:
@@ -150,8 +150,8 @@ class MiniDetector(nn.Module):
         return Detections(box.view(-1, 4), landmarks, found.scores)
 
 
-def decode(heat: Tensor, geometry: Tensor, threshold: float, overlap: float = OVERLAP) -> list[Detections]:
-    """Turns the network's maps into detections in input pixels, non-maximum-suppressed at an IoU of `overlap`."""
+def decode(heat: Tensor, geometry: Tensor, threshold: float) -> list[Detections]:
+    """Turns the network's maps into detections in input pixels, non-maximum-suppressed."""
     scores = heat.sigmoid()[:, 0]
     peaks = F.max_pool2d(scores[:, None], 3, 1, 1)[:, 0] == scores
     results = []
@@ -161,7 +161,7 @@ def decode(heat: Tensor, geometry: Tensor, threshold: float, overlap: float = OV
         values, order = score[y, x].sort(descending=True)
         values, order = values[:MOST], order[:MOST]
         y, x = y[order], x[order]
-        keep = _suppress(box[y, x], overlap)
+        keep = _suppress(box[y, x])
         results.append(Detections(box[y, x][keep], points[y, x][keep], values[keep]))
     return results
 
@@ -191,7 +191,7 @@ def _agreed(heat: Tensor, geometry: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return (boxes * weights).sum((1, 2)), (landmarks * weights[..., None]).sum((1, 2))
 
 
-def _suppress(boxes: Tensor, overlap: float) -> list[int]:
+def _suppress(boxes: Tensor) -> list[int]:
     kept: list[int] = []
     for i, box in enumerate(boxes):
         if kept:
@@ -200,7 +200,7 @@ def _suppress(boxes: Tensor, overlap: float) -> list[int]:
                 (torch.minimum(others[:, 2:], box[2:]) - torch.maximum(others[:, :2], box[:2])).clamp_min(0).prod(1)
             )
             area = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - inside
-            if (inside / area).max() > overlap:
+            if (inside / area).max() > OVERLAP:
                 continue
         kept.append(i)
     return kept
