@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import squareform
 
 from idgen.adapters.cachekv.cache import ReferenceCache
 from idgen.errors import IdgenError
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 Which = Literal["match", "all", "largest"]
 WHICH: tuple[Which, ...] = ("match", "all", "largest")
 
-# Cosines below which a doubt is worth a word. Of good photos, 99 in 100 of one person lie above the first and 95 in 100 of two
+# Cosines below which a doubt is worth a word. Of good photos, 99 in 100 of one person lie above the first and nine in ten of two
 # people below (the mini recogniser on validation people); in bad ones, those of one person fall towards 0.
 SAME_PERSON, IN_BAD_PHOTO = 0.2, 0.1
 # Of its references' Laplacian energy: nine in ten of the moderate preset's photos have less than 0.2, nineteen in twenty good
@@ -97,19 +99,35 @@ def read_references(
 
 
 def disagreement(identity: Identity) -> str | None:
-    """A line for references that seem to show several people, with their cosines; None where they agree."""
-    cosines = identity.similarity(identity)
-    count = len(identity)
-    if count < 2:
+    """A line for references that seem to show several people, with their cosines; None where they agree.
+
+    Photos are joined by the mean cosine between groups (average linkage), so that two photos of a stranger do not vouch for
+    each other; what stays apart at `SAME_PERSON` is another person.
+    """
+    if len(identity) < 2:
         return None
-    to_others = (cosines.sum(1) - cosines.diagonal()) / (count - 1)
-    odd = [str(index + 1) for index in range(count) if to_others[index] < SAME_PERSON]
-    if not odd:
+    cosines = identity.similarity(identity)
+    distances = squareform((1 - cosines).clamp(min=0).numpy(), checks=False)
+    labels = fcluster(linkage(distances, "average"), 1 - SAME_PERSON, "distance")
+    groups = sorted(
+        (np.flatnonzero(labels == label) + 1 for label in set(labels)), key=lambda group: (-len(group), group[0])
+    )
+    if len(groups) == 1:
         return None
     matrix = "; ".join(" ".join(f"{value:.2f}" for value in row) for row in cosines.tolist())
-    number, out = ("number", "stands out") if len(odd) == 1 else ("numbers", "stand out")
-    who = f"{number} {', '.join(odd)} of {count} {out}; " if len(odd) < count else ""
-    return f"the references may show different people ({who}cosines {matrix})"
+    return f"the references may show different people ({_who_differs(groups)}cosines {matrix})"
+
+
+def _who_differs(groups: list[np.ndarray]) -> str:
+    """Whose photos are fewer, by number; of as many, all groups; nothing where there is only one of each."""
+    largest, *others = groups
+    if len(largest) > len(others[0]):
+        odd = sorted(np.concatenate(others))
+        number, out = ("number", "stands out") if len(odd) == 1 else ("numbers", "stand out")
+        return f"{number} {', '.join(map(str, odd))} of {sum(map(len, groups))} {out}; "
+    if len(largest) == 1:
+        return ""
+    return f"numbers {' against '.join(', '.join(map(str, group)) for group in groups)}; "
 
 
 def restore_photo(

@@ -139,7 +139,9 @@ class ReferenceCache:
         """
         header, tensors = load_metadata(path), load_weights(path)
         if header.get("format") != FORMAT:
-            raise IdgenError(f"{path} is no reference cache: build it with CacheKV.build and save it")
+            raise IdgenError(
+                f"{path} is no reference cache: `idgen restore --ref ... --cache FILE` writes one, `CacheKV.build` makes one"
+            )
         try:
             levels = {str(name): int(level) for name, level in json.loads(header["levels"]).items()}
             layers = {
