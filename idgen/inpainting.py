@@ -20,6 +20,7 @@ from torch import Tensor
 from idgen.adapters.pva.person import PersonWeights, Variant
 from idgen.adapters.pva.personalise import Look, PersonPhotos, train_person
 from idgen.adapters.pva.transform import face_crop
+from idgen.blending import fill_seamlessly
 from idgen.data.holes import check_holes
 from idgen.data.portraits import as_tensor
 from idgen.data.regions import REGIONS, region_mask
@@ -68,11 +69,13 @@ class _Portrait:
         image: the square at the model's size.
         corners: (4, 2) where it lies in the photo: top left, bottom left, bottom right, top right, counted from the photo's edge.
         landmarks: (5, 2) px of the square, or None where no face was found.
+        face: by which it was cut; None for a photo that is a portrait already.
     """
 
     image: Image.Image
     corners: np.ndarray
     landmarks: np.ndarray | None
+    face: Face | None = None
 
     @property
     def matrix(self) -> tuple[float, ...]:
@@ -140,6 +143,7 @@ def inpaint_photo(
     notes = [] if identity is not None else ["no references: filled with nobody in particular"]
     portrait = _find(pipe, encoder, image, identity, mask, region, size, aligned, name)
     rng = np.random.default_rng(seed)
+    known = portrait.image
     if mask is None:
         assert portrait.landmarks is not None and region is not None
         inside = region_mask(region, portrait.landmarks, (size, size), rng)
@@ -149,6 +153,7 @@ def inpaint_photo(
         reach = Image.new("1", (size, size), 1).transform(image.size, Image.Transform.AFFINE, portrait.matrix)
         hole = np.asarray(reach) & mask
         inside = _hole_of(mask, portrait, size)
+        known = _cut_again(portrait, _emptied(image, mask))
         left = 1 - hole.sum() / mask.sum()
         if left > 0.01:
             notes.append(f"{left:.0%} of the mask lie outside of the face's portrait and were left as they are")
@@ -159,7 +164,7 @@ def inpaint_photo(
         pipe = guide_words(load_reader(device=pipe.device), pipe.vae, [prompt], words_guidance).guided(pipe)
     made = pipe(
         identity,
-        image=portrait.image,
+        image=known,
         mask_image=Image.fromarray(inside.astype(np.uint8) * 255),
         height=size,
         width=size,
@@ -169,7 +174,7 @@ def inpaint_photo(
     ).images[0]
     result = np.array(image)
     result[hole] = _warped(made, portrait, image)[hole]
-    seen = Image.fromarray(np.where(inside[..., None], np.uint8(128), np.asarray(portrait.image)))
+    seen = Image.fromarray(np.where(inside[..., None], np.uint8(128), np.asarray(known)))
     return InpaintedPhoto(Image.fromarray(result), hole, portrait.image, seen, made, notes)
 
 
@@ -289,7 +294,28 @@ def _cut(pixels: np.ndarray, face: Face, size: int, name: str) -> _Portrait:
     empty = _Portrait(Image.fromarray(ffhq_crop(pixels, face.landmarks, size, 4 * size)), corners, None)
     a, b, c, d, e, f = empty.matrix
     points = (face.landmarks + 0.5) @ np.array([[a, d], [b, e]]) + [c, f] - 0.5
-    return _Portrait(empty.image, corners, points)
+    return _Portrait(empty.image, corners, points, face)
+
+
+def _cut_again(portrait: _Portrait, photo: Image.Image) -> Image.Image:
+    """The same square of the photo as it is now."""
+    size = portrait.image.width
+    if portrait.face is None:
+        return _whole(photo, size, "the photo").image
+    return Image.fromarray(ffhq_crop(np.asarray(photo), portrait.face.landmarks, size, 4 * size))
+
+
+def _emptied(photo: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The photo with what is to be filled replaced by its surroundings: resampling would carry it into known pixels."""
+    rows, columns = (mask.any(axis).nonzero()[0] for axis in (1, 0))
+    part = tuple(slice(max(at[0] - 1, 0), at[-1] + 2) for at in (rows, columns))
+    pixels = np.array(photo)
+    seen, hole = (
+        torch.from_numpy(pixels[part].copy()).permute(2, 0, 1)[None],
+        torch.from_numpy(mask[part].copy())[None, None],
+    )
+    pixels[part] = fill_seamlessly(seen, torch.zeros_like(seen), hole)[0].permute(1, 2, 0).round().byte().numpy()
+    return Image.fromarray(pixels)
 
 
 def _whole(image: Image.Image, size: int, name: str) -> _Portrait:

@@ -30,6 +30,7 @@ from idgen.adapters.pva.prompt import NEGATIVE, PLACEHOLDER, PROMPT, PersonPromp
 from idgen.adapters.pva.rows import check_settings, expanded, for_rows, people_of, pictures_of
 from idgen.adapters.pva.sources import ADAPTER, RECOGNISER, SAVED, load_adapter, load_parts, load_recogniser, locate
 from idgen.adapters.pva.transform import face_crop
+from idgen.blending import fill_seamlessly
 from idgen.checkpoint import save_weights
 from idgen.data.holes import check_holes
 from idgen.errors import IdgenError
@@ -283,7 +284,8 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
             negative_prompt: what guidance compares with.
             text_control: whether guidance compares with the same person under the negative prompt, so that it stresses the
                 words (with a guidance_scale of 6 and more); else with nobody, so that it stresses the person.
-            composite: whether known pixels are kept as they are; the authors' pipeline decodes them too.
+            composite: whether known pixels are kept as they are, and the filling takes their light where it meets them
+                (`idgen.blending`); the authors' pipeline decodes them too.
             scale: strength of the adapter, see `Adapter.condition`.
             guidance_scale: 1 is no guidance, and one pass of the UNet instead of two.
             cross_attention_kwargs: may bring other adapters' conditioning along (`conditioning.kwargs`).
@@ -377,7 +379,7 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
                 0
             ]
             if composite:
-                images = torch.where(hole.to(images.device) < 0.5, picture.to(images), images)
+                images = fill_seamlessly(picture.to(device), images.to(device), hole.to(device) >= 0.5)
             images, flagged = self.run_safety_checker(images, device, embeds.dtype)
             clean = [True] * len(images) if flagged is None else [not one for one in flagged]
             images = self.image_processor.postprocess(images.detach(), output_type, do_denormalize=clean)
