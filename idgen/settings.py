@@ -92,16 +92,29 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), list(_names(kind)), 1, 0.5)
-        return f"unknown setting {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
+        near = _nearest(name, list(_names(kind)))
+        return f"unknown setting {name!r}" + (f": did you mean {near!r}?" if near else "")
     if problem["type"] == "missing":
         return f"the setting {name!r} is missing: give it in the YAML file or as --{name} VALUE"
     return f"setting {name!r}: {problem['msg'].lower()}, got {problem['input']!r}"
 
 
-def _names(kind: type[BaseModel]) -> Iterator[str]:
+def _nearest(name: str, known: list[str]) -> str | None:
+    """The known dotted name whose last part is most like a name's: of several, the one beside it, then the outermost."""
+    group, _, last = name.rpartition(".")
+    beside = [path for path in known if path.rpartition(".")[0] == group]
+    paths = {path.rpartition(".")[2]: path for path in [*reversed(known), *beside]}
+    begins = [one for one in paths if last.startswith(f"{one}_")]  # `resume_from_checkpoint`, where ours is `resume`
+    near = difflib.get_close_matches(last, list(paths), 1, 0.5)
+    if last in paths or not begins:
+        return paths[near[0]] if near else None
+    return paths[max(begins, key=len)]
+
+
+def _names(kind: type[BaseModel], group: str = "") -> Iterator[str]:
+    """All names, dotted, with those of settings within settings."""
     for name, field in kind.model_fields.items():
-        yield name
+        yield group + name
         for part in (field.annotation, *get_args(field.annotation)):  # `Part | None` as well as `Part`
             if isinstance(part, type) and not isinstance(part, types.GenericAlias) and issubclass(part, BaseModel):
-                yield from _names(part)
+                yield from _names(part, f"{group}{name}.")

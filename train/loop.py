@@ -110,7 +110,6 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
     if config.dry_run:
         return _rehearse(stage_type, config)
     check_output(config.output_dir)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = _accelerator(config)
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the caches that the others then read
@@ -118,6 +117,10 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
     refuse_sharding(accelerator, stage.shardable)
     if config.start_from:
         stage.load(config.start_from)
+    # Not before: what the settings name is there, and a mistake in them leaves nothing behind.
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    if accelerator.log_with:
+        accelerator.init_trackers("trackers")
     if config.gradient_checkpointing:
         _recompute(stage.models())
     # FSDP and DeepSpeed take no other layout than the plain one.
@@ -243,11 +246,10 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(config.num_threads or max(1, usable_cores() // processes))
         torch.set_flush_denormal(True)
-    names = trackers(config.report_to)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=names or None,
+        log_with=trackers(config.report_to) or None,
         project_dir=config.output_dir,
         # A loss that acts late, or on some samples, leaves parameters without a gradient; caches take a while to fill.
         kwargs_handlers=[
@@ -255,8 +257,6 @@ def _accelerator(config: TrainConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=4)),
         ],
     )
-    if names:
-        accelerator.init_trackers("trackers")
     return accelerator
 
 

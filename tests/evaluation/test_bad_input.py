@@ -126,7 +126,7 @@ def test_metadata_that_does_not_fit(says: Any, made: Path) -> None:
         (["--set", "imges=3"], "unknown setting 'imges': did you mean 'images'?"),
         (["--set", "images=none"], "setting 'images'"),
         (["--set", "images"], "name=value"),
-        (["--set", "rendered.cuont=3"], "did you mean 'count'?"),
+        (["--set", "rendered.cuont=3"], "did you mean 'rendered.count'?"),
         (["--set", "measures=[idenity]"], "idenity"),
         (["--measures", "idenity"], "unknown measure 'idenity'"),
         (["--judge", "nobody"], "no face encoder 'nobody'"),

@@ -302,7 +302,7 @@ def test_mistakes_are_one_line(changes: dict[str, Any], says: str, photos: Path)
 
 
 def test_a_typo_names_the_nearest_setting(photos: Path) -> None:
-    with pytest.raises(IdgenError, match=r"unknown setting 'adapter\.rnk': did you mean 'rank'"):
+    with pytest.raises(IdgenError, match=r"unknown setting 'adapter\.rnk': did you mean 'adapter.rank'"):
         settings(photos, **{"adapter.rnk": 3})
 
 
