@@ -15,10 +15,10 @@ import torch
 
 from benchmarks.faces import Faces
 from benchmarks.report import Report, parser, percent, run, timed
+from idgen.agreement import disagreement
 from idgen.devices import resolve_device
 from idgen.evaluation.rendered import VALIDATION, take_photos
 from idgen.identity import Identity
-from idgen.restoration import disagreement
 
 PHOTOS = 15
 # Photos of the first and of the second person.

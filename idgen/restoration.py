@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import squareform
 
 from idgen.adapters.cachekv.cache import ReferenceCache
+from idgen.agreement import SAME_PERSON
 from idgen.errors import IdgenError
 from idgen.faces.align import ffhq_crop, norm_crop
 from idgen.faces.paste import paste_portrait
@@ -36,9 +35,8 @@ if TYPE_CHECKING:
 Which = Literal["match", "all", "largest"]
 WHICH: tuple[Which, ...] = ("match", "all", "largest")
 
-# Cosines below which a doubt is worth a word. Of good photos, 99 in 100 of one person lie above the first and nine in ten of two
-# people below (the mini recogniser on validation people); in bad ones, those of one person fall towards 0.
-SAME_PERSON, IN_BAD_PHOTO = 0.2, 0.1
+# In bad photos, the cosines of one person's faces fall towards 0.
+IN_BAD_PHOTO = 0.1
 # Of its references' Laplacian energy: nine in ten of the moderate preset's photos have less than 0.2, nineteen in twenty good
 # ones more than 0.45.
 SHARP = 0.5
@@ -96,38 +94,6 @@ def read_references(
         for photo, points in zip(photos, identity.landmarks, strict=True)
     ]
     return replace(pipe.cache(portraits, **options), identity=identity)
-
-
-def disagreement(identity: Identity) -> str | None:
-    """A line for references that seem to show several people, with their cosines; None where they agree.
-
-    Photos are joined by the mean cosine between groups (average linkage), so that two photos of a stranger do not vouch for
-    each other; what stays apart at `SAME_PERSON` is another person.
-    """
-    if len(identity) < 2:
-        return None
-    cosines = identity.similarity(identity)
-    distances = squareform((1 - cosines).clamp(min=0).numpy(), checks=False)
-    labels = fcluster(linkage(distances, "average"), 1 - SAME_PERSON, "distance")
-    groups = sorted(
-        (np.flatnonzero(labels == label) + 1 for label in set(labels)), key=lambda group: (-len(group), group[0])
-    )
-    if len(groups) == 1:
-        return None
-    matrix = "; ".join(" ".join(f"{value:.2f}" for value in row) for row in cosines.tolist())
-    return f"the references may show different people ({_who_differs(groups)}cosines {matrix})"
-
-
-def _who_differs(groups: list[np.ndarray]) -> str:
-    """Whose photos are fewer, by number; of as many, all groups; nothing where there is only one of each."""
-    largest, *others = groups
-    if len(largest) > len(others[0]):
-        odd = sorted(np.concatenate(others))
-        number, out = ("number", "stands out") if len(odd) == 1 else ("numbers", "stand out")
-        return f"{number} {', '.join(map(str, odd))} of {sum(map(len, groups))} {out}; "
-    if len(largest) == 1:
-        return ""
-    return f"numbers {' against '.join(', '.join(map(str, group)) for group in groups)}; "
 
 
 def restore_photo(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idgen import FaceEncoder, Identity, cli
+from idgen import FaceEncoder, Identity, agreement, cli
 from tests.faces.packs import photo, write_pack
 
 FACE = (40, 30, 255)
@@ -53,6 +53,15 @@ def test_photos_become_the_identity_that_the_encoder_gives(pack, photos, tmp_pat
     assert [entry["photo"] for entry in report["photos"]] == photos
     assert np.allclose(report["photos"][1]["landmarks"], expected.landmarks[1], atol=1e-4)
     assert report["lowest_similarity"] == pytest.approx(expected.similarity(expected).min().item(), abs=1e-4)
+    assert report["warnings"] == []
+
+
+def test_photos_of_different_people_raise_a_doubt(pack, photos, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(agreement, "SAME_PERSON", 0.9999)
+    assert run("embed", *photos, "-o", tmp_path / "a.safetensors", "--encoder", pack, "--device", "cpu", "--json") == 0
+    out, err = capfd.readouterr()
+    [doubt] = json.loads(out)["warnings"]
+    assert "may show different people" in doubt and f"note: {doubt}" in err.splitlines()
 
 
 def test_embeddings_are_neither_printed_nor_in_the_json(pack, photos, tmp_path, capfd):

@@ -72,11 +72,12 @@ def test_it_writes_the_images_asked_for_and_says_where(anna, tmp_path, capsys):
     assert pixels(report["images"]).shape == (3, 32, 32, 3)
     assert report["seconds_per_image"] > 0 and report["recogniser"] == "mini"
     assert report["people"] == [{"name": "anna", "references": 2, "images": report["images"]}]
+    assert [line[:47] for line in report["warnings"]] == ["anna: the references may show different people "]
 
 
 def test_photos_are_embedded_by_the_models_own_recogniser(photo, tmp_path, capsys):
     report = generate(capsys, photo, photo, "-n", 1, "-o", tmp_path / "out")
-    assert report["people"][0]["references"] == 2
+    assert report["people"][0]["references"] == 2 and report["warnings"] == []
     assert [Path(path).name for path in report["images"]] == ["person_01.png"]
 
 

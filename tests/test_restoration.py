@@ -5,7 +5,6 @@ Faces are squares of one colour and people are colours, so that every answer is 
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from idgen.adapters.cachekv.cache import CachedLayer, ReferenceCache
 from idgen.errors import IdgenError
 from idgen.faces.detection import Face
 from idgen.identity import Identity
-from idgen.restoration import SAME_PERSON, disagreement, read_references, restore_photo
+from idgen.restoration import read_references, restore_photo
 
 SIZE = 32
 POINTS = np.array([[0.25, 0.35], [0.75, 0.35], [0.5, 0.6], [0.3, 0.82], [0.7, 0.82]], np.float32)
@@ -176,29 +175,6 @@ def test_a_photo_without_a_face_or_an_unknown_choice_is_refused(tmp_path):
         restore_photo(Pipe(), Encoder(), tmp_path / "bad.png", [])
     with pytest.raises(IdgenError, match="'match', 'all', 'largest'"):
         restore_photo(Pipe(), Encoder(), photo, face="best")
-
-
-def test_references_of_different_people_are_told_with_their_cosines():
-    assert disagreement(person(RED).identity) is None and disagreement(person(RED, 1).identity) is None
-    mixed = Identity.concat([person(RED).identity, person(BLUE, 1).identity])
-    line = disagreement(mixed)
-    assert "(number 3 of 3 stands out; cosines 1.00 1.00" in line and "\n" not in line
-    strangers = Identity.concat([person(colour, 1).identity for colour in (RED, BLUE)])
-    assert "different people (cosines 1.00" in str(disagreement(strangers)), "neither of two stands out"
-
-
-def test_two_photos_of_a_stranger_do_not_vouch_for_each_other():
-    near = torch.tensor([[1.0, 0.2, 0], [1, -0.2, 0], [0.2, 1, 0.1], [0.2, 1, -0.1], [0.1, 1, 0]])
-    line = str(disagreement(Identity(near[[0, 2, 1, 3]], "mini")))
-    assert "(numbers 1, 3 against 2, 4; cosines 1.00" in line
-    assert "(numbers 1, 2 of 5 stand out; " in str(disagreement(Identity(near, "mini")))
-    third = torch.cat([near[2:], torch.eye(3)[[0, 2]]])
-    assert "(numbers 4, 5 of 5 stand out; " in str(disagreement(Identity(third, "mini")))
-
-
-def test_photos_of_one_person_may_differ_from_each_other_where_others_join_them():
-    chain = torch.tensor([[math.cos(angle), math.sin(angle)] for angle in (0.0, 0.75, 1.5)])
-    assert chain[0] @ chain[2] < SAME_PERSON and disagreement(Identity(chain, "mini")) is None
 
 
 def test_people_whom_no_recogniser_saw_are_given_the_largest_face():

@@ -177,9 +177,9 @@ def _identity(
     args: argparse.Namespace, pipe: PVAInpaintPipeline, encoder: FaceEncoder
 ) -> tuple[Identity | None, list[str]]:
     """Whose references they are, and a word where they seem to be of several people."""
+    from idgen.agreement import disagreement
     from idgen.identity import Identity
     from idgen.inpainting import read_references
-    from idgen.restoration import disagreement
 
     if not args.ref:
         return None, []

@@ -52,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and write what changed."""
+    from idgen.agreement import disagreement
     from idgen.devices import resolve_device, resolve_dtype
     from idgen.imageio import load_image
     from idgen.inpainting import personalise, read_references
-    from idgen.restoration import disagreement
 
     if args.output.suffix != ".safetensors":
         raise IdgenError(f"{args.output}: a person is kept as safetensors: let the name end in .safetensors")

@@ -174,7 +174,8 @@ def _people(
 ) -> tuple[list[ReferenceCache], list[str]]:
     """Each person's references, and doubts about them."""
     from idgen.adapters.cachekv import ReferenceCache
-    from idgen.restoration import disagreement, read_references
+    from idgen.agreement import disagreement
+    from idgen.restoration import read_references
 
     if args.cache is not None and not args.ref:
         return [pipe.kv.check(ReferenceCache.read(args.cache), str(args.cache))], []
