@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from idgen.agreement import disagreement
 from idgen.console import say
 from idgen.data.person_photos import face_masks, read_photos
 from idgen.errors import IdgenError
@@ -144,6 +145,9 @@ class LoraStage(Stage[LoraConfig]):
         self._tell()
         pipe.to(device)
         references = read_identities(encoder, self.photos).to(device)
+        doubt = disagreement(Identity(references[references.any(1)], encoder.recogniser))
+        if doubt:
+            say(f"note: {doubt}")
         self.identity = torch.nn.functional.normalize(references.sum(0, keepdim=True), dim=1)  # (1, dim)
         self.encoder = encoder if config.identity_weight else None
         prior = self._draw_prior(pipe, references.shape[1] if identity else None)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import idgen.configs
+from idgen import agreement
 from idgen.checkpoint import load_training_state, load_weights
 from idgen.errors import IdgenError
 from idgen.faces import FaceEncoder
@@ -245,6 +246,16 @@ def test_a_training_starts_from_a_saved_adapter_of_the_same_kind(photos: Path) -
         IdgenError, match=r"holds a lora adapter of unet: set adapter\.kind and adapter\.modules to that"
     ):
         fit(LoraStage, settings(photos, **again | {"adapter.kind": "oft", "output_dir": photos.parent / "third"}))
+
+
+def test_photos_of_several_people_raise_a_doubt(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(LoraStage, settings(photos))
+    assert "different people" not in capsys.readouterr().err
+    monkeypatch.setattr(agreement, "SAME_PERSON", 0.99999)
+    fit(LoraStage, settings(photos, resume=False))
+    assert "note: the references may show different people (" in capsys.readouterr().err
 
 
 def test_broken_photos_are_left_out_and_named(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
