@@ -2,7 +2,7 @@
 
     python -m benchmarks.disagreement --people 100
 
-On validation people, photos drawn at random; by the mini recogniser, as `idgen restore`, `inpaint` and `personalise` doubt.
+On validation people, photos drawn at random, by the mini recogniser: what every command says that takes photos of one person.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SWEEPS = (
-    12  # relaxations at each size: a slope across half the picture is met to within three grey levels, 48 would be one
-)
+# Relaxations at each size: a slope across half the picture is met to within three grey levels; 48 would make it one.
+SWEEPS = 12
 
 
 def fill_seamlessly(photo: Tensor, made: Tensor, hole: Tensor) -> Tensor:
