@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -102,8 +103,11 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
 def _nearest(name: str, known: list[str]) -> str | None:
     """The known dotted name whose last part is most like a name's: of several, the one beside it, then the outermost."""
     group, _, last = name.rpartition(".")
-    beside = [path for path in known if path.rpartition(".")[0] == group]
-    paths = {path.rpartition(".")[2]: path for path in [*reversed(known), *beside]}
+    paths = {path.rpartition(".")[2]: path for path in reversed(known)}
+    for path in known:
+        there, _, end = path.rpartition(".")
+        if fnmatchcase(group, there):
+            paths[end] = f"{group}.{end}" if group else end
     begins = [one for one in paths if last.startswith(f"{one}_")]  # `resume_from_checkpoint`, where ours is `resume`
     near = difflib.get_close_matches(last, list(paths), 1, 0.5)
     if last in paths or not begins:
@@ -112,9 +116,10 @@ def _nearest(name: str, known: list[str]) -> str | None:
 
 
 def _names(kind: type[BaseModel], group: str = "") -> Iterator[str]:
-    """All names, dotted, with those of settings within settings."""
+    """All names, dotted, with those of settings within settings; a star stands for a name that a user chooses."""
     for name, field in kind.model_fields.items():
         yield group + name
+        chosen = "*." if get_origin(field.annotation) is dict else ""
         for part in (field.annotation, *get_args(field.annotation)):  # `Part | None` as well as `Part`
             if isinstance(part, type) and not isinstance(part, types.GenericAlias) and issubclass(part, BaseModel):
-                yield from _names(part, f"{group}{name}.")
+                yield from _names(part, f"{group}{name}.{chosen}")

@@ -268,7 +268,7 @@ def test_settings_of_a_reward_are_given_by_their_dotted_names() -> None:
     arguments = ["--config", str(recipe), "--set", "rewards.looks.weight=0.5", "--algorithm.name", "mse"]
     settings = parse_config(RewardTrainConfig, arguments)
     assert settings.rewards["looks"].weight == 0.5 and settings.algorithm.name == "mse"
-    with pytest.raises(IdgenError, match=r"'rewards\.looks\.wieght'.*'weight'"):
+    with pytest.raises(IdgenError, match=r"'rewards\.looks\.wieght'.*'rewards\.looks\.weight'"):
         parse_config(RewardTrainConfig, [*arguments, "--set", "rewards.looks.wieght=1"])
 
 
