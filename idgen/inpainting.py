@@ -291,7 +291,7 @@ def _cut(pixels: np.ndarray, face: Face, size: int, name: str) -> _Portrait:
         raise IdgenError(
             f"the face in {name} is too small: its portrait has less than {LEAST_SIDE} px; use a larger photo"
         )
-    empty = _Portrait(Image.fromarray(ffhq_crop(pixels, face.landmarks, size, 4 * size)), corners, None)
+    empty = _Portrait(_square(pixels, face, size), corners, None)
     a, b, c, d, e, f = empty.matrix
     points = (face.landmarks + 0.5) @ np.array([[a, d], [b, e]]) + [c, f] - 0.5
     return _Portrait(empty.image, corners, points, face)
@@ -302,7 +302,11 @@ def _cut_again(portrait: _Portrait, photo: Image.Image) -> Image.Image:
     size = portrait.image.width
     if portrait.face is None:
         return _whole(photo, size, "the photo").image
-    return Image.fromarray(ffhq_crop(np.asarray(photo), portrait.face.landmarks, size, 4 * size))
+    return _square(np.asarray(photo), portrait.face, size)
+
+
+def _square(pixels: np.ndarray, face: Face, size: int) -> Image.Image:
+    return Image.fromarray(ffhq_crop(pixels, face.landmarks, size, 4 * size))
 
 
 def _emptied(photo: Image.Image, mask: np.ndarray) -> Image.Image:
