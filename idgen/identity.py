@@ -12,6 +12,13 @@ from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
 
 FORMAT = "idgen-identity-1"
+# What may be known of each reference beside its embedding: shape of a row (None: any) and dtype.
+FIELDS: dict[str, tuple[tuple[int | None, ...], torch.dtype]] = {
+    "crops": ((None, None, 3), torch.uint8),
+    "landmarks": ((5, 2), torch.float32),
+    "scores": ((), torch.float32),
+    "rivals": ((), torch.float32),
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,6 +35,8 @@ class Identity:
         crops: (n, 112, 112, 3) uint8 RGB, aligned faces, or None when only vectors are known.
         landmarks: (n, 5, 2) float32 pixels (x, y) in the photo: left eye as seen, right eye, nose, mouth corners; or None.
         scores: (n,) float32 in [0, 1], the detector's certainty; or None.
+        rivals: (n,) float32, the area of the next face in the photo as a share of the one that was taken, where nobody said
+            which is meant; 0 elsewhere; or None.
 
     Raises:
         IdgenError: shapes that do not fit, no references, or an embedding that is NaN, infinite or zero.
@@ -38,6 +47,7 @@ class Identity:
     crops: torch.Tensor | None = None
     landmarks: torch.Tensor | None = None
     scores: torch.Tensor | None = None
+    rivals: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         raw = self.raw.detach().to("cpu", torch.float32)
@@ -49,11 +59,7 @@ class Identity:
                 f"the embedding of reference {bad[0]} is NaN, infinite or zero: embed that photo again with {self.recogniser!r}"
             )
         object.__setattr__(self, "raw", raw)
-        for name, shape, dtype in (
-            ("crops", (None, None, 3), torch.uint8),
-            ("landmarks", (5, 2), torch.float32),
-            ("scores", (), torch.float32),
-        ):
+        for name, (shape, dtype) in FIELDS.items():
             value = getattr(self, name)
             if value is None:
                 continue
@@ -89,9 +95,7 @@ class Identity:
         rows: Sequence[int] | slice = [index] if isinstance(index, int) else index
         try:
             return Identity(
-                self.raw[rows],
-                self.recogniser,
-                *(_rows(part, rows) for part in (self.crops, self.landmarks, self.scores)),
+                self.raw[rows], self.recogniser, **{name: part[rows] for name, part in self._known().items()}
             )
         except IndexError:
             raise IdgenError(
@@ -107,19 +111,16 @@ class Identity:
     def concat(identities: Sequence[Identity]) -> Identity:
         """All references of several identities (of one person) in one; a field that one of them lacks is dropped."""
         recogniser = require_same_recogniser(identities)
+        known = [identity._known() for identity in identities]
         return Identity(
             torch.cat([identity.raw for identity in identities]),
             recogniser,
-            _concat([identity.crops for identity in identities]),
-            _concat([identity.landmarks for identity in identities]),
-            _concat([identity.scores for identity in identities]),
+            **{name: torch.cat([parts[name] for parts in known]) for name in set.intersection(*map(set, known))},
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a `.safetensors` file, whole or not at all. Treat the file as you would the photos: it identifies a person."""
-        parts = {"raw": self.raw, "crops": self.crops, "landmarks": self.landmarks, "scores": self.scores}
-        tensors = {name: part for name, part in parts.items() if part is not None}
-        save_weights(path, tensors, {"format": FORMAT, "recogniser": self.recogniser})
+        save_weights(path, {"raw": self.raw, **self._known()}, {"format": FORMAT, "recogniser": self.recogniser})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Identity:
@@ -139,8 +140,11 @@ class Identity:
         try:
             return cls(recogniser=metadata["recogniser"], **tensors)
         except TypeError:
-            unknown = sorted(set(tensors) - {"raw", "crops", "landmarks", "scores"})
+            unknown = sorted(set(tensors) - {"raw", *FIELDS})
             raise IdgenError(f"{path} holds unknown tensors: {', '.join(unknown)}") from None
+
+    def _known(self) -> dict[str, torch.Tensor]:
+        return {name: part for name in FIELDS if (part := getattr(self, name)) is not None}
 
 
 def require_same_recogniser(identities: Sequence[Identity]) -> str:
@@ -160,12 +164,3 @@ def require_same_recogniser(identities: Sequence[Identity]) -> str:
     if len(sizes) > 1:
         raise IdgenError(f"embeddings of different sizes can not be mixed: {', '.join(map(str, sizes))}")
     return names[0]
-
-
-def _rows(part: torch.Tensor | None, rows: Sequence[int] | slice) -> torch.Tensor | None:
-    return None if part is None else part[rows]
-
-
-def _concat(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    known = [part for part in parts if part is not None]
-    return torch.cat(known) if len(known) == len(parts) else None

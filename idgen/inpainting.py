@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from idgen.errors import IdgenError
 from idgen.evaluation.prompts import asked_for
 from idgen.faces.align import ffhq_crop, norm_crop
 from idgen.faces.align_torch import norm_crop_torch
+from idgen.faces.detection import rival
 from idgen.faces.paste import portrait_corners
 from idgen.identity import Identity
 from idgen.imageio import load_array, load_image
@@ -70,12 +71,14 @@ class _Portrait:
         corners: (4, 2) where it lies in the photo: top left, bottom left, bottom right, top right, counted from the photo's edge.
         landmarks: (5, 2) px of the square, or None where no face was found.
         face: by which it was cut; None for a photo that is a portrait already.
+        rival: how large the next face in the photo is, see `Identity`.
     """
 
     image: Image.Image
     corners: np.ndarray
     landmarks: np.ndarray | None
     face: Face | None = None
+    rival: float = 0.0
 
     @property
     def matrix(self) -> tuple[float, ...]:
@@ -96,8 +99,10 @@ def read_references(pipe: PVAInpaintPipeline, encoder: FaceEncoder, photos: Sequ
         return encoder(photos)
     if not photos:
         raise IdgenError("no photo given: name at least one image of the person")
-    vectors = pipe.encode_identity([_cut_largest(encoder, photo, 256).image for photo in photos])
-    return Identity(vectors.vectors, vectors.recogniser)
+    portraits = [_cut_largest(encoder, photo, 256) for photo in photos]
+    vectors = pipe.encode_identity([portrait.image for portrait in portraits])
+    rivals = torch.tensor([portrait.rival for portrait in portraits])
+    return Identity(vectors.vectors, vectors.recogniser, rivals=rivals)
 
 
 def inpaint_photo(
@@ -281,7 +286,7 @@ def _cut_largest(encoder: FaceEncoder, photo: ImageLike, size: int) -> _Portrait
         raise IdgenError(
             f"no face found in {name}: use a photo that shows the face larger, sharper or more from the front"
         )
-    return _cut(pixels, faces[0], size, name)
+    return replace(_cut(pixels, faces[0], size, name), rival=rival(faces))
 
 
 def _cut(pixels: np.ndarray, face: Face, size: int, name: str) -> _Portrait:

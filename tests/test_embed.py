@@ -64,6 +64,16 @@ def test_photos_of_different_people_raise_a_doubt(pack, photos, tmp_path, capfd,
     assert "may show different people" in doubt and f"note: {doubt}" in err.splitlines()
 
 
+def test_a_photo_with_another_face_raises_a_doubt(pack, photos, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(agreement, "RIVAL", 0)
+    assert (
+        run("embed", photos[0], "-o", tmp_path / "a.safetensors", "--encoder", pack, "--device", "cpu", "--json") == 0
+    )
+    out, err = capfd.readouterr()
+    [doubt] = json.loads(out)["warnings"]
+    assert "another face" in doubt and f"note: {doubt}" in err.splitlines()
+
+
 def test_embeddings_are_neither_printed_nor_in_the_json(pack, photos, tmp_path, capfd):
     assert run("embed", *photos, "-o", tmp_path / "a.safetensors", "--encoder", pack, "--json") == 0
     out, err = capfd.readouterr()

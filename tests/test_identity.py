@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from idgen.errors import IdgenError
-from idgen.identity import FORMAT, Identity, require_same_recogniser
+from idgen.identity import FIELDS, FORMAT, Identity, require_same_recogniser
 
 
 def person(n=3, d=512, recogniser="mini", seed=0, crops=True):
@@ -19,12 +19,13 @@ def person(n=3, d=512, recogniser="mini", seed=0, crops=True):
         torch.randint(0, 256, (n, 112, 112, 3), generator=g).to(torch.uint8) if crops else None,
         112 * torch.rand(n, 5, 2, generator=g) if crops else None,
         torch.rand(n, generator=g) if crops else None,
+        torch.rand(n, generator=g) if crops else None,
     )
 
 
 def assert_same(a: Identity, b: Identity) -> None:
     assert a.recogniser == b.recogniser
-    for name in ("raw", "crops", "landmarks", "scores"):
+    for name in ("raw", *FIELDS):
         left, right = getattr(a, name), getattr(b, name)
         assert (left is None and right is None) or (torch.equal(left, right) and left.dtype == right.dtype)
 

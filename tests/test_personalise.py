@@ -99,7 +99,7 @@ def test_photos_of_several_people_are_noted_or_refused(photos, tmp_path, capfd, 
     report, err = run(capfd, *words, "-o", tmp_path / "x.safetensors")
     assert "may show different people" in report["warnings"][0] and "note: the references may" in err
     (tmp_path / "x.safetensors").unlink()
-    assert "leave some out" in refused(*words, "-o", tmp_path / "x.safetensors", "--strict")
+    assert "leave out or crop" in refused(*words, "-o", tmp_path / "x.safetensors", "--strict")
 
 
 def test_mistakes_are_one_line(photos, tmp_path, refused: Refused, monkeypatch):

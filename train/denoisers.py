@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from idgen.adapters.arc2face import Arc2FaceConfig, IdentityPrompt, identity_prompt_embeds, null_prompt_embeds
 from idgen.errors import IdgenError
 from idgen.finetune import FinetuneConfig, adapter_parameters, add_adapter, load_adapter, remove_adapter
+from idgen.identity import Identity
 from idgen.pipelines import Arc2FacePipeline
 from idgen.weights import mini_root
 
@@ -185,10 +186,10 @@ def resolution(pipe: Any) -> int:
     return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
 
 
-def read_identities(encoder: Any, photos: Sequence[Any]) -> Tensor:
-    """Unit embeddings (photos, dim) of photos that show a face; of the others the zeros that stand for nobody."""
+def read_identities(encoder: Any, photos: Sequence[Any]) -> tuple[Tensor, Identity]:
+    """Unit embeddings (photos, dim), of photos without a face the zeros that stand for nobody; and whom the others show."""
     seen = [index for index, photo in enumerate(photos) if photo.box is not None]
-    identity = encoder([photos[index].original for index in seen])
+    identity: Identity = encoder([photos[index].original for index in seen])
     rows = torch.zeros(len(photos), identity.raw.shape[1])
     rows[seen] = identity.unit()
-    return rows
+    return rows, identity

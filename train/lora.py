@@ -24,7 +24,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from idgen.agreement import disagreement
+from idgen.agreement import doubts
 from idgen.console import say
 from idgen.data.person_photos import face_masks, read_photos
 from idgen.errors import IdgenError
@@ -144,10 +144,10 @@ class LoraStage(Stage[LoraConfig]):
         )
         self._tell()
         pipe.to(device)
-        references = read_identities(encoder, self.photos).to(device)
-        doubt = disagreement(Identity(references[references.any(1)], encoder.recogniser))
-        if doubt:
+        references, shown = read_identities(encoder, self.photos)
+        for doubt in doubts(shown):
             say(f"note: {doubt}")
+        references = references.to(device)
         self.identity = torch.nn.functional.normalize(references.sum(0, keepdim=True), dim=1)  # (1, dim)
         self.encoder = encoder if config.identity_weight else None
         prior = self._draw_prior(pipe, references.shape[1] if identity else None)

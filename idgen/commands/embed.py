@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.output.suffix != ".safetensors":
         raise IdgenError(f"{args.output}: an identity is saved as safetensors: let the name end in .safetensors")
     check_output(args.output)
-    from idgen.agreement import disagreement
+    from idgen.agreement import doubts
     from idgen.faces import FaceEncoder
 
     # One forward pass per photo: the exact dtype costs nothing, and the file outlives this machine.
@@ -69,9 +69,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cosines.fill_diagonal_(1.0)
         report["lowest_similarity"] = float(cosines.min())
         say(f"lowest similarity between two of the photos: {report['lowest_similarity']:.2f}")
-    doubt = disagreement(identity)
-    report["warnings"] = [doubt] if doubt else []
-    if doubt:
+    report["warnings"] = doubts(identity)
+    for doubt in report["warnings"]:
         say(f"note: {doubt}")
     say(f"{len(identity)} reference{'s' * (len(identity) != 1)} by {identity.recogniser!r} -> {args.output}")
     return report

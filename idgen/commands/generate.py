@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Embed where needed, generate in batches, and write each picture as soon as it is there."""
     import torch
 
-    from idgen.agreement import disagreement
+    from idgen.agreement import doubts
     from idgen.devices import resolve_device, resolve_dtype
 
     _check_inputs(args.inputs)
@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.guidance = 1.1 if args.model == "mini" else 3.0
     pipe = _load_pipeline(args, device, dtype)
     people = people or [_embed(args, pipe.config.recogniser)]
-    doubts = [f"{person.name}: {doubt}" for person in people if (doubt := disagreement(person.identity))]
-    for doubt in doubts:
-        say(f"note: {doubt}")
+    warnings = [f"{person.name}: {doubt}" for person in people for doubt in doubts(person.identity)]
+    for warning in warnings:
+        say(f"note: {warning}")
     guided = _guided(args, pipe)
     embeds = pipe.encode_identity([person.identity for person in people])
     jobs = [(person, image) for person in range(len(people)) for image in range(args.images)]
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             }
             for index, person in enumerate(people)
         ],
-        "warnings": doubts,
+        "warnings": warnings,
         "model": args.model,
         "recogniser": pipe.config.recogniser,
         "steps": args.steps,

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_identity_guidance(parser)
     add_words_guidance(parser)
     parser.add_argument("--aligned", action="store_true", help="the photo is a portrait as FFHQ cuts it")
-    parser.add_argument("--strict", action="store_true", help="refuse references that may show different people")
+    parser.add_argument("--strict", action="store_true", help="refuse references about which there is a doubt")
     add_model_flags(parser)
 
 
@@ -176,8 +176,8 @@ def load_model(
 def _identity(
     args: argparse.Namespace, pipe: PVAInpaintPipeline, encoder: FaceEncoder
 ) -> tuple[Identity | None, list[str]]:
-    """Whose references they are, and a word where they seem to be of several people."""
-    from idgen.agreement import disagreement
+    """Whose references they are, and what is doubtful about them."""
+    from idgen.agreement import doubts
     from idgen.identity import Identity
     from idgen.inpainting import read_references
 
@@ -187,10 +187,7 @@ def _identity(
     if files and len(args.ref) > 1:
         raise IdgenError("pass photos of the person or one identity file as --ref, not both")
     identity = Identity.load(files[0]) if files else read_references(pipe, encoder, args.ref)
-    doubt = disagreement(identity)
-    if doubt and args.strict:
-        raise IdgenError(f"{doubt}; leave some out, or go without --strict")
-    return identity, [doubt] if doubt else []
+    return identity, doubts(identity, strict=args.strict)
 
 
 def _side_by_side(done: InpaintedPhoto) -> Image.Image:

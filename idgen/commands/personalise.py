@@ -46,13 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="of a loss by the face recogniser, which the authors do not have (default: 1 for mini, else 0)",
     )
-    parser.add_argument("--strict", action="store_true", help="refuse photos that may show different people")
+    parser.add_argument("--strict", action="store_true", help="refuse photos about which there is a doubt")
     add_model_flags(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and write what changed."""
-    from idgen.agreement import disagreement
+    from idgen.agreement import doubts
     from idgen.devices import resolve_device, resolve_dtype
     from idgen.imageio import load_image
     from idgen.inpainting import personalise, read_references
@@ -64,11 +64,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     pipe, encoder = load_model(args, device, dtype)
-    doubt = disagreement(read_references(pipe, encoder, args.photos))
-    if doubt and args.strict:
-        raise IdgenError(f"{doubt}; leave some out, or go without --strict")
-    if doubt:
-        say(f"note: {doubt}")
+    warnings = doubts(read_references(pipe, encoder, args.photos), strict=args.strict)
+    for warning in warnings:
+        say(f"note: {warning}")
     start = time.perf_counter()
     person = personalise(
         pipe,
@@ -92,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "variant": args.variant,
         "steps": args.steps,
         "seconds": seconds,
-        "warnings": [doubt] if doubt else [],
+        "warnings": warnings,
         "model": args.model,
         "seed": args.seed,
         "device": str(device),

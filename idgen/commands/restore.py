@@ -174,23 +174,20 @@ def _people(
 ) -> tuple[list[ReferenceCache], list[str]]:
     """Each person's references, and doubts about them."""
     from idgen.adapters.cachekv import ReferenceCache
-    from idgen.agreement import disagreement
+    from idgen.agreement import doubts
     from idgen.restoration import read_references
 
     if args.cache is not None and not args.ref:
         return [pipe.kv.check(ReferenceCache.read(args.cache), str(args.cache))], []
-    people, doubts = [], []
+    people, warnings = [], []
     for photos in args.ref:
         person = read_references(pipe, encoder, photos)
         assert person.identity is not None
-        doubt = disagreement(person.identity)
-        if doubt is not None and args.strict:
-            raise IdgenError(f"{doubt}: leave out who does not belong")
-        doubts += [doubt] if doubt is not None else []
+        warnings += doubts(person.identity, strict=args.strict)
         people.append(person)
     if args.cache is not None:
         people[0].save(args.cache)
-    return people, doubts
+    return people, warnings
 
 
 def _side_by_side(args: argparse.Namespace, restored: RestoredPhoto) -> Any:

@@ -47,6 +47,12 @@ def by_size(faces: Sequence[Face]) -> list[Face]:
     return sorted(faces, key=lambda face: -face.area)
 
 
+def rival(faces: Sequence[Face]) -> float:
+    """The area of the second largest face as a share of the largest one's; 0 where there is no second."""
+    largest = by_size(faces)[:2]
+    return largest[1].area / largest[0].area if len(largest) > 1 else 0.0
+
+
 def select_face(faces: Sequence[Face], select: str | int, image_size: tuple[int, int], name: str) -> Face:
     """The face that is meant.
 

@@ -12,7 +12,7 @@ import torch
 
 from idgen.errors import IdgenError
 from idgen.faces.align import norm_crop
-from idgen.faces.detection import Detector, Face, by_size, check_selection, select_face
+from idgen.faces.detection import Detector, Face, by_size, check_selection, rival, select_face
 from idgen.identity import Identity
 from idgen.imageio import load_array
 
@@ -107,7 +107,7 @@ class FaceEncoder:
         photos: Sequence[ImageLike] = images if isinstance(images, list | tuple) else [cast("ImageLike", images)]
         if not photos:
             raise IdgenError("no photo given: name at least one image of the person")
-        crops, landmarks, scores = [], [], []
+        crops, landmarks, scores, rivals = [], [], [], []
         for index, photo in enumerate(photos):
             name = (
                 str(photo)
@@ -117,13 +117,15 @@ class FaceEncoder:
                 else "the image"
             )
             pixels = load_array(photo)
-            face = select_face(self._detector(pixels), select, (pixels.shape[1], pixels.shape[0]), name)
+            faces = self._detector(pixels)
+            face = select_face(faces, select, (pixels.shape[1], pixels.shape[0]), name)
             try:
                 crops.append(norm_crop(pixels, face.landmarks, CROP))
             except IdgenError as error:
                 raise IdgenError(f"{name}: {error}") from error
             landmarks.append(face.landmarks)
             scores.append(face.score)
+            rivals.append(rival(faces) if select == "largest" else 0.0)  # who names a face means it
         aligned = np.stack(crops)  # (n, 112, 112, 3)
         raw = torch.cat(
             [self._network.embed(aligned[start : start + BATCH]) for start in range(0, len(aligned), BATCH)]
@@ -134,6 +136,7 @@ class FaceEncoder:
             torch.from_numpy(aligned),
             torch.from_numpy(np.stack(landmarks)).float(),
             torch.tensor(scores, dtype=torch.float32),
+            torch.tensor(rivals, dtype=torch.float32),
         )
 
     def detect(self, image: ImageLike) -> list[Face]:

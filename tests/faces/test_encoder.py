@@ -48,6 +48,13 @@ def test_the_face_that_is_asked_for_is_embedded(select, expected):
     assert identity.recogniser == "stub"
 
 
+def test_how_near_another_face_comes_is_told_where_nobody_said_who_is_meant():
+    crowded, alone = encoder(CENTRAL, BEST, LARGEST), encoder(LARGEST)
+    assert crowded([photo(), photo()]).rivals.tolist() == pytest.approx([0.25, 0.25]), "60 px beside 120"
+    assert alone(photo()).rivals.tolist() == [0]
+    assert crowded(photo(), select=0).rivals.tolist() == [0]
+
+
 def test_a_photo_with_the_only_face_needs_no_choice():
     assert len(encoder(LARGEST)(photo(), select="only")) == 1
 
