@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws does not depend on which tests ran before it in the same process."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def fresh_accelerator(request: pytest.FixtureRequest) -> Iterator[None]:
     """accelerate keeps the precision of a process's first training."""
     trains = {"train", "benchmarks"} & set(request.path.parts)
