@@ -19,6 +19,12 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def note(lines: Iterable[str]) -> None:
+    """Say what is doubtful about what was given or made, a line each."""
+    for line in lines:
+        say(f"note: {line}")
+
+
 def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterator[Item]:
     """Yield from `iterable` behind a progress bar on stderr; in a log file it adds a line every ten seconds at most."""
     from tqdm import tqdm

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from idgen.agreement import doubts
-from idgen.console import say
+from idgen.console import note, say
 from idgen.data.person_photos import face_masks, read_photos
 from idgen.errors import IdgenError
 from idgen.faces import FaceEncoder
@@ -145,8 +145,7 @@ class LoraStage(Stage[LoraConfig]):
         self._tell()
         pipe.to(device)
         references, shown = read_identities(encoder, self.photos)
-        for doubt in doubts(shown):
-            say(f"note: {doubt}")
+        note(doubts(shown))
         references = references.to(device)
         self.identity = torch.nn.functional.normalize(references.sum(0, keepdim=True), dim=1)  # (1, dim)
         self.encoder = encoder if config.identity_weight else None

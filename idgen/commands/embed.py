@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from idgen.console import say
+from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
 
@@ -70,8 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         report["lowest_similarity"] = float(cosines.min())
         say(f"lowest similarity between two of the photos: {report['lowest_similarity']:.2f}")
     report["warnings"] = doubts(identity)
-    for doubt in report["warnings"]:
-        say(f"note: {doubt}")
+    note(report["warnings"])
     say(f"{len(identity)} reference{'s' * (len(identity) != 1)} by {identity.recogniser!r} -> {args.output}")
     return report
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idgen.commands._guidance import add_identity_guidance, identity_guidance
-from idgen.console import progress, say
+from idgen.console import note, progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
 
@@ -84,8 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pipe = _load_pipeline(args, device, dtype)
     people = people or [_embed(args, pipe.config.recogniser)]
     warnings = [f"{person.name}: {doubt}" for person in people for doubt in doubts(person.identity)]
-    for warning in warnings:
-        say(f"note: {warning}")
+    note(warnings)
     guided = _guided(args, pipe)
     embeds = pipe.encode_identity([person.identity for person in people])
     jobs = [(person, image) for person in range(len(people)) for image in range(args.images)]

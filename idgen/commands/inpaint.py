@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idgen.commands._guidance import add_identity_guidance, add_words_guidance, identity_guidance, words_guidance
-from idgen.console import say
+from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
 
@@ -108,8 +108,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - start
     warnings += done.notes
-    for warning in warnings:
-        say(f"note: {warning}")
+    note(warnings)
     save_png(args.output, done.image)
     if args.compare:
         save_png(args.compare, _side_by_side(done))

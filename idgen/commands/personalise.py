@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from idgen.commands.inpaint import add_model_flags, load_model, positive
-from idgen.console import progress, say
+from idgen.console import note, progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
 
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     dtype = resolve_dtype(args.dtype, device)
     pipe, encoder = load_model(args, device, dtype)
     warnings = doubts(read_references(pipe, encoder, args.photos), strict=args.strict)
-    for warning in warnings:
-        say(f"note: {warning}")
+    note(warnings)
     start = time.perf_counter()
     person = personalise(
         pipe,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idgen.commands._guidance import add_identity_guidance, identity_guidance
-from idgen.console import say
+from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
 
@@ -98,8 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - start
     warnings += restored.notes
-    for warning in warnings:
-        say(f"note: {warning}")
+    note(warnings)
     save_png(args.output, restored.image)
     report: dict[str, Any] = {
         "output": args.output,
