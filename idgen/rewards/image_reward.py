@@ -17,7 +17,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from idgen.checkpoint import load_strict, load_weights
 from idgen.errors import IdgenError
-from idgen.rewards.looks import clip_pixels, missing, require_prompts, score_layers
+from idgen.rewards.looks import clip_pixels, missing, score_layers
 from idgen.rewards.scores import Scored, everything
 from idgen.rewards.views import Asked, View
 
@@ -129,7 +129,7 @@ class ImageReward:
             raise missing(tokenizer, error) from error
 
     def __call__(self, view: View, asked: Asked) -> Scored:
-        prompts = require_prompts(asked, len(view.pictures))
+        prompts = asked.prompt_of_each(len(view.pictures))
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=PROMPT_TOKENS, return_tensors="pt"
         ).to(view.pictures.device)

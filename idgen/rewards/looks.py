@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ class PickScore:
 
     def cosines(self, pictures: Tensor, asked: Asked) -> Tensor:
         """Of prompts and pictures, (batch,): CLIP-T."""
-        prompts = require_prompts(asked, len(pictures))
+        prompts = asked.prompt_of_each(len(pictures))
         tokens = self.tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
         tokens = tokens.to(pictures.device)
         clip = self.clip
@@ -144,17 +144,3 @@ def missing(source: str, error: Exception) -> IdgenError:
     """What to do about weights of a reward that do not load."""
     reason = " ".join(str(error).split())[:200]
     return IdgenError(f"cannot load the reward {source}: {reason}; with a network run: hf download {source}")
-
-
-def require_prompts(asked: Asked, count: int) -> list[str]:
-    """One prompt a picture.
-
-    Raises:
-        IdgenError: there are others, or none.
-    """
-    prompts: list[Any] = list(asked.prompts)
-    if len(prompts) != count:
-        raise IdgenError(
-            f"this reward compares pictures with prompts: {count} pictures came with {len(prompts)} prompts"
-        )
-    return prompts

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from idgen.errors import IdgenError
 from idgen.faces.align_torch import similarity_matrix_torch
 
 if TYPE_CHECKING:
@@ -57,6 +58,18 @@ class Asked:
         """The same for so many copies of the batch, one after the other."""
         references = None if self.references is None else self.references.repeat(times, 1)
         return Asked(references, list(self.prompts) * times)
+
+    def prompt_of_each(self, count: int) -> list[str]:
+        """The prompts, one for each of so many pictures.
+
+        Raises:
+            IdgenError: there are others, or none.
+        """
+        if len(self.prompts) != count:
+            raise IdgenError(
+                f"this reward compares pictures with prompts: {count} pictures came with {len(self.prompts)} prompts"
+            )
+        return list(self.prompts)
 
 
 class FaceFinder:

@@ -13,7 +13,6 @@ import torch
 
 from idgen.evaluation.prompts import asked_for
 from idgen.models.probe import AttributeReader
-from idgen.rewards.looks import require_prompts
 from idgen.rewards.scores import Scored
 from idgen.rewards.views import Asked, View
 
@@ -36,7 +35,7 @@ class WordsReward:
         Raises:
             IdgenError: not one prompt a picture.
         """
-        prompts = require_prompts(asked, len(view.pictures))
+        prompts = asked.prompt_of_each(len(view.pictures))
         named = [_known(asked_for(prompt), self.reader.classes) for prompt in prompts]
         logits, _ = self.reader(view.pictures)
         read = {name: one.float().log_softmax(-1) for name, one in logits.items()}
