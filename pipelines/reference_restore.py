@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from idgen.adapters.arc2face.convert import load_model
+from idgen.adapters.cachekv.build import lay_out
 from idgen.adapters.cachekv.cache import ReferenceCache, gather
 from idgen.adapters.cachekv.concat import CONDITIONINGS, GuidedBeside
 from idgen.adapters.cachekv.config import ReFLDMConfig
@@ -66,7 +67,7 @@ class ReferenceRestorePipeline(DiffusionPipeline):
         super().__init__()
         if conditioning not in CONDITIONINGS:
             raise IdgenError(f"conditioning is {conditioning!r}, expected one of {', '.join(CONDITIONINGS)}")
-        vq.to(memory_format=torch.channels_last)  # faster on a CPU, see Arc2FacePipeline
+        lay_out(unet, vq)
         self.register_modules(unet=unet, vq=vq, scheduler=scheduler)
         self.register_to_config(size=size, ref_encoding=ref_encoding, references=references, conditioning=conditioning)
         self.image_processor = VaeImageProcessor()

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from idgen.adapters.cachekv import CacheKV, ReferenceCache, encode_references, merge
+from idgen.adapters.cachekv.build import WIDE, lay_out
 from idgen.checkpoint import save_weights
 from idgen.errors import IdgenError
 
@@ -397,3 +398,16 @@ def test_no_attention_holds_a_matrix_of_scores(kv):
     with sdpa_kernel(SDPBackend.MATH), kv.attend(cache), Largest() as largest:
         kv.unet(noise(1, 2 * LATENTS, 32, 32), 500)
     assert largest.values >= scores, "this test sees such a matrix where there is one"
+
+
+@pytest.mark.parametrize("width", [32, WIDE])
+def test_a_wide_unet_is_laid_out_channels_last_and_computes_the_same(width: int) -> None:
+    unet, vq = make_unet(block_out_channels=(width, width, width)), VQModel(norm_num_groups=8, block_out_channels=(8,))
+    noisy = torch.randn(1, 2 * LATENTS, SIDE, SIDE)
+    with torch.no_grad():
+        before = unet(noisy, 3).sample
+        lay_out(unet, vq)
+        torch.testing.assert_close(unet(noisy, 3).sample, before, atol=1e-4, rtol=1e-4)
+    weight = unet.down_blocks[0].resnets[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is (width >= WIDE)
+    assert vq.encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)

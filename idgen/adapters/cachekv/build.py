@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from diffusers import DDIMScheduler, UNet2DModel
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DModel, VQModel
 
 from idgen.models.mini_family import LATENT_CHANNELS
+
+# Channels of its first block from which a UNet is faster in channels-last on a CPU. The mini family's loses by it.
+WIDE = 128
 
 
 def build_unet() -> UNet2DModel:
@@ -52,3 +56,10 @@ def build_mini_unet() -> UNet2DModel:
         attention_head_dim=32,
         norm_num_groups=16,
     )
+
+
+def lay_out(unet: UNet2DModel, vq: VQModel | AutoencoderTiny) -> None:
+    """Puts the weights into the order in memory in which a CPU computes fastest; what they give is the same."""
+    vq.to(memory_format=torch.channels_last)
+    if unet.config["block_out_channels"][0] >= WIDE:
+        unet.to(memory_format=torch.channels_last)
