@@ -14,8 +14,10 @@ from idgen import provenance
 from idgen.cli import main
 from idgen.commands._guidance import identity_guidance
 from idgen.commands.demo import EXAMPLE
+from idgen.finetune import FinetuneConfig, add_adapter, save_adapter
 from idgen.identity import Identity
 from idgen.models.mini_detector import MiniDetector
+from idgen.pipelines import Arc2FacePipeline
 from idgen.provenance import is_marked, save_png
 from idgen.rewards.ascent import STRENGTH
 from tests.tiny_family import face_in_the_middle, tiny_family
@@ -131,6 +133,37 @@ def test_other_models_are_guided_when_asked_only():
 @pytest.mark.parametrize("strength", ["-0.1", "strong", "nan", "2"])
 def test_a_strength_that_is_none_is_one_line(anna, strength, capsys):
     assert "is not a number from 0 to 1" in refused(capsys, anna, f"--identity-guidance={strength}")
+
+
+@pytest.mark.parametrize("kind", ["lora", "oft"])
+def test_an_adapter_changes_the_pictures_as_strongly_as_asked(kind, anna, family, tmp_path, capsys):
+    file = tmp_path / "learned.safetensors"
+    pipe = Arc2FacePipeline.from_pretrained(str(family))
+    for parameter in add_adapter(pipe, FinetuneConfig(kind=kind)).values():
+        torch.nn.init.normal_(parameter.data, std=0.3)
+    save_adapter(file, pipe)
+
+    def drawn(*words: Any) -> np.ndarray:
+        report = generate(capsys, anna, "-n", 1, "-o", tmp_path / "out", *words)
+        assert (report["adapter"], report["strength"]) == (
+            (str(file) if words else None),
+            words[3] if words[2:] else None,
+        )
+        return pixels(report["images"]).astype(float)
+
+    without = drawn()
+    whole, half, none = (drawn("--adapter", file, *words) for words in ((), ("--strength", 0.5), ("--strength", 0)))
+    assert (none == without).all()
+    assert 0 < np.abs(half - without).mean() < np.abs(whole - without).mean()
+
+
+def test_what_is_no_adapter_is_one_line(anna, tmp_path, capsys):
+    assert refused(capsys, anna, "--adapter", anna, "-o", tmp_path / "out").startswith(
+        f"idgen: {anna} was not saved by"
+    )
+    assert "no such weights file" in refused(capsys, anna, "--adapter", "none.safetensors", "-o", tmp_path / "out")
+    assert "--adapter" in refused(capsys, anna, "--strength", 0.5, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_largest_seed_works(anna, tmp_path, capsys):

@@ -52,6 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base", metavar="NAME", help="Stable Diffusion 1.5 hub id or folder for a published model that needs one"
     )
     parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FILE",
+        help="what train/lora.py learned of the person, or train/reward.py of all",
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        metavar="S",
+        help="of the adapter: 0 is the model without it, 1 as trained (default: 1)",
+    )
+    parser.add_argument(
         "--encoder", metavar="NAME", help="embeds the photos (default: the recogniser that the model was trained with)"
     )
     parser.add_argument(
@@ -74,6 +86,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from idgen.agreement import doubts
     from idgen.devices import resolve_device, resolve_dtype
 
+    if args.strength is not None and args.adapter is None:
+        raise IdgenError("--strength is of an adapter: pass its file with --adapter")
     _check_inputs(args.inputs)
     check_output(args.out)
     device = resolve_device(args.device)
@@ -82,6 +96,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.guidance is None:  # what the bars are measured with, and what Arc2Face's authors use
         args.guidance = 1.1 if args.model == "mini" else 3.0
     pipe = _load_pipeline(args, device, dtype)
+    if args.adapter is not None:
+        _adapt(pipe, args.adapter, args.strength)
     people = people or [_embed(args, pipe.config.recogniser)]
     warnings = [f"{person.name}: {doubt}" for person in people for doubt in doubts(person.identity)]
     note(warnings)
@@ -126,6 +142,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "recogniser": pipe.config.recogniser,
         "steps": args.steps,
         "guidance": args.guidance,
+        "adapter": args.adapter,
+        "strength": args.strength,
         "identity_guidance": identity_guidance(args),
         "seed": args.seed,
         "device": str(device),
@@ -179,6 +197,14 @@ def _load_pipeline(args: argparse.Namespace, device: Any, dtype: Any) -> Arc2Fac
     pipe = Arc2FacePipeline.from_pretrained(args.model, base=args.base, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _adapt(pipe: Arc2FacePipeline, file: Path, strength: float | None) -> None:
+    from idgen.finetune import load_adapter, set_strength
+
+    load_adapter(file, pipe)
+    if strength is not None:
+        set_strength(pipe, "default", strength)
 
 
 def _guided(args: argparse.Namespace, pipe: Arc2FacePipeline) -> Callable[[list[Identity]], Arc2FacePipeline]:
