@@ -9,11 +9,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from idgen.adapters.arc2face.words import load_text_base
 from idgen.console import progress
 from idgen.identity import Identity
 from idgen.pipelines import Arc2FacePipeline
 from idgen.rewards.ascent import guide_identity, guide_words
-from idgen.weights import find_mini, mini_root
 
 if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
@@ -30,10 +30,7 @@ def load_arc2face(device: torch.device, dtype: torch.dtype, source: str = "mini"
 
 def load_base(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
     """The mini family's text-to-face model."""
-    find_mini("unet")
-    pipe = StableDiffusionPipeline.from_pretrained(mini_root(), torch_dtype=dtype, local_files_only=True).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return load_text_base(dtype=dtype).to(device)
 
 
 def generate_faces(

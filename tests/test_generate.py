@@ -157,6 +157,23 @@ def test_an_adapter_changes_the_pictures_as_strongly_as_asked(kind, anna, family
     assert 0 < np.abs(half - without).mean() < np.abs(whole - without).mean()
 
 
+def test_a_prompt_leads_the_pictures_as_far_as_asked(anna, tmp_path, capsys):
+    def drawn(*words: Any) -> np.ndarray:
+        report = generate(capsys, anna, "-n", 1, "-o", tmp_path / "out", "--identity-guidance", 0, "--steps", 5, *words)
+        assert report["prompt"] == (words[1] if words else None)
+        return pixels(report["images"]).astype(float)
+
+    prompt = ("--prompt", "a photo of a smiling person")
+    without, led, read = (
+        drawn(*words) for words in ((), (*prompt, "--words-guidance", 0), (*prompt, "--words-guidance", 1))
+    )
+    assert (drawn(*prompt, "--text-guidance", 0, "--words-guidance", 0) == without).all()
+    assert (led != without).any() and (read != led).any()
+    assert "--prompt" in refused(capsys, anna, "--text-guidance", 2)
+    assert "--prompt is empty" in refused(capsys, anna, "--prompt", " ")
+    assert "scale of the words" in refused(capsys, anna, *prompt, "--text-guidance", -1)
+
+
 def test_what_is_no_adapter_is_one_line(anna, tmp_path, capsys):
     assert refused(capsys, anna, "--adapter", anna, "-o", tmp_path / "out").startswith(
         f"idgen: {anna} was not saved by"

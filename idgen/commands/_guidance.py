@@ -17,15 +17,13 @@ def identity_guidance(args: argparse.Namespace) -> float:
     return _asked(args, args.identity_guidance, STRENGTH)
 
 
-def add_words_guidance(parser: argparse.ArgumentParser) -> None:
-    _add(parser, "--words-guidance", "how strongly a reader guides the steps to what the prompt names", "0.04")
+def add_words_guidance(parser: argparse.ArgumentParser, usual: str) -> None:
+    _add(parser, "--words-guidance", "how strongly a reader guides the steps to what the prompt names", usual)
 
 
-def words_guidance(args: argparse.Namespace) -> float:
+def words_guidance(args: argparse.Namespace, usual: float) -> float:
     """As asked for; by default only with the family whose pictures the reader knows."""
-    from idgen.rewards.ascent import WORDS_STRENGTH
-
-    return _asked(args, args.words_guidance, WORDS_STRENGTH)
+    return _asked(args, args.words_guidance, usual)
 
 
 def _add(parser: argparse.ArgumentParser, flag: str, what: str, usual: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idgen.commands._guidance import add_identity_guidance, identity_guidance
+from idgen.commands._guidance import add_identity_guidance, add_words_guidance, identity_guidance, words_guidance
 from idgen.console import note, progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -41,6 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance", type=float, metavar="SCALE", help="1 turns guidance off (default: 1.1 with mini, else 3)"
     )
     add_identity_guidance(parser)
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help='what else the pictures are to show, as "a photo of a person smiling": the model under --base (mini: its own)'
+        " leads there",
+    )
+    parser.add_argument(
+        "--text-guidance", type=float, metavar="SCALE", help="how far the prompt leads (default: 3; 0 not at all)"
+    )
+    add_words_guidance(parser, "0.02")
     parser.add_argument("--batch", type=_count, default=4, metavar="N", help="images computed at once (default: 4)")
     parser.add_argument(
         "--model",
@@ -88,6 +98,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.strength is not None and args.adapter is None:
         raise IdgenError("--strength is of an adapter: pass its file with --adapter")
+    if args.text_guidance is not None and args.prompt is None:
+        raise IdgenError("--text-guidance is of a prompt: pass one with --prompt")
+    if args.prompt is not None and not args.prompt.strip():
+        raise IdgenError("--prompt is empty: say what the pictures are to show, or leave it out")
     _check_inputs(args.inputs)
     check_output(args.out)
     device = resolve_device(args.device)
@@ -101,7 +115,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     people = people or [_embed(args, pipe.config.recogniser)]
     warnings = [f"{person.name}: {doubt}" for person in people for doubt in doubts(person.identity)]
     note(warnings)
-    guided = _guided(args, pipe)
+    guided = _guided(args, _led(args, pipe, device, dtype))
     embeds = pipe.encode_identity([person.identity for person in people])
     jobs = [(person, image) for person in range(len(people)) for image in range(args.images)]
     pictures: list[Image.Image] = []
@@ -144,6 +158,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "guidance": args.guidance,
         "adapter": args.adapter,
         "strength": args.strength,
+        "prompt": args.prompt,
         "identity_guidance": identity_guidance(args),
         "seed": args.seed,
         "device": str(device),
@@ -205,6 +220,28 @@ def _adapt(pipe: Arc2FacePipeline, file: Path, strength: float | None) -> None:
     load_adapter(file, pipe)
     if strength is not None:
         set_strength(pipe, "default", strength)
+
+
+def _led(args: argparse.Namespace, pipe: Arc2FacePipeline, device: Any, dtype: Any) -> Arc2FacePipeline:
+    """The pipeline whose pictures also show what the prompt says."""
+    from idgen.adapters.arc2face.sources import DEFAULT_BASE
+    from idgen.adapters.arc2face.words import READER_START, READER_STRENGTH, SCALE, lead_by_words, load_text_base
+    from idgen.evaluation.prompts import asked_for
+    from idgen.models.recogniser_reader import load_reader
+    from idgen.rewards.ascent import guide_words
+
+    if args.prompt is None:
+        return pipe
+    led = pipe
+    scale = SCALE if args.text_guidance is None else args.text_guidance
+    if scale:
+        name = args.base or ("mini" if args.model == "mini" else DEFAULT_BASE)
+        base = load_text_base(name, dtype=dtype, vae=pipe.vae).to(device)
+        led = lead_by_words(pipe, base, [args.prompt], scale)
+    strength = words_guidance(args, READER_STRENGTH)
+    if not strength or not asked_for(args.prompt):
+        return led
+    return guide_words(load_reader(device=device), pipe.vae, [args.prompt], strength, READER_START).guided(led)
 
 
 def _guided(args: argparse.Namespace, pipe: Arc2FacePipeline) -> Callable[[list[Identity]], Arc2FacePipeline]:

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-control", action="store_true", help="guidance stresses the prompt's words and not the person"
     )
     add_identity_guidance(parser)
-    add_words_guidance(parser)
+    add_words_guidance(parser, "0.04")
     parser.add_argument("--aligned", action="store_true", help="the photo is a portrait as FFHQ cuts it")
     parser.add_argument("--strict", action="store_true", help="refuse references about which there is a doubt")
     add_model_flags(parser)
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from idgen.imageio import load_image
     from idgen.inpainting import inpaint_photo
     from idgen.provenance import save_png
+    from idgen.rewards.ascent import WORDS_STRENGTH
 
     if args.region is not None and args.region not in REGIONS:
         raise IdgenError(f"unknown region {args.region!r}: use one of {', '.join(REGIONS)}")
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         aligned=args.aligned,
         seed=args.seed,
         identity_guidance=identity_guidance(args),
-        words_guidance=words_guidance(args),
+        words_guidance=words_guidance(args, WORDS_STRENGTH),
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
         text_control=args.text_control,
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "steps": args.steps,
         "guidance": args.guidance,
         "identity_guidance": identity_guidance(args),
-        "words_guidance": words_guidance(args),
+        "words_guidance": words_guidance(args, WORDS_STRENGTH),
         "seed": args.seed,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),

@@ -174,10 +174,7 @@ def generate_captions(
     prompts: Sequence[Prompt], out: Path, device: torch.device, dtype: torch.dtype, *, seed: int = 0, batch: int = 8
 ) -> list[Photo]:
     """The pictures that the mini family's text-to-face base makes of prompts, as out/NUMBER.png; kept where they are there."""
-    from diffusers import StableDiffusionPipeline
-    from transformers.utils import logging
-
-    from idgen.weights import find_mini, mini_root
+    from idgen.adapters.arc2face.words import load_text_base
 
     photos = [
         Photo(out / f"{i:04d}.png", f"{out.name}/{i:04d}.png", 0, prompt.text) for i, prompt in enumerate(prompts)
@@ -185,10 +182,7 @@ def generate_captions(
     missing = [i for i, photo in enumerate(photos) if not Path(str(photo.source)).is_file()]
     if not missing:
         return photos
-    find_mini("unet")
-    logging.disable_progress_bar()
-    pipe = StableDiffusionPipeline.from_pretrained(mini_root(), torch_dtype=dtype, local_files_only=True).to(device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_text_base(dtype=dtype).to(device)
     starts = range(0, len(missing), batch)
     for start in progress(starts, len(starts), "generating from text"):
         part = missing[start : start + batch]
