@@ -65,10 +65,10 @@ def generate_faces(
             chosen,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=_generators(seed, start, len(chosen)),
+            generator=generators(seed, start, len(chosen)),
             output_type="np",
         ).images
-        parts.append(_to_bytes(made))
+        parts.append(to_bytes(made))
     pictures = torch.cat(parts).unflatten(0, (-1, images))
     everybody = torch.zeros(len(embeddings), *pictures.shape[1:], dtype=torch.uint8)
     everybody[known] = pictures
@@ -98,16 +98,16 @@ def generate_from_text(
             chosen,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=_generators(seed, start, len(chosen)),
+            generator=generators(seed, start, len(chosen)),
             output_type="np",
         ).images
-        parts.append(_to_bytes(made))
+        parts.append(to_bytes(made))
     return torch.cat(parts)
 
 
-def _generators(seed: int, first: int, count: int) -> list[torch.Generator]:
+def generators(seed: int, first: int, count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(first, first + count)]
 
 
-def _to_bytes(images: object) -> Tensor:
+def to_bytes(images: object) -> Tensor:
     return (torch.as_tensor(images).float() * 255).round().clamp(0, 255).to(torch.uint8)

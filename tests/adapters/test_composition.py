@@ -77,7 +77,7 @@ def test_the_delay_is_the_codes_alone(both):
 def test_the_examples_of_the_docs_import_what_there_is():
     page = (Path(__file__).parents[2] / "docs" / "composition.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for code in examples:
         imports = [node for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
         exec(compile(ast.Module(imports, []), "docs/composition.md", "exec"), {})
