@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.utils import logging
 from torch import Tensor, nn
 
 from idgen.adapters.wplus.sources import find_base, load_base
@@ -47,11 +48,15 @@ def load_text_base(name: str | os.PathLike[str] = "mini", **options: Any) -> Sta
     folder = find_mini("unet").parent if name == "mini" else find_base(name, options)
     options |= load_base(folder, options)
     options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False} | options
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the mini family's autoencoder is of another class than the signature says
     try:
         pipe = StableDiffusionPipeline.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise IdgenError(f"cannot load the tokenizer or scheduler from {folder}: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
