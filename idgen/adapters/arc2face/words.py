@@ -72,13 +72,13 @@ def lead_by_words(
 
     Args:
         pipe: an Arc2FacePipeline.
-        base: the model that its UNet was finetuned from, on the same device; latents and schedule must be the same.
+        base: the model that its UNet was finetuned from, on the same device: of the same latents and noise schedule.
         prompts: one for all pictures of a call, or one each.
         scale: how far the words lead; 0 not at all.
         plain: what the prompts say besides what they are to bring.
 
     Raises:
-        IdgenError: no prompts, a scale that is negative or not finite, or a base with other latents or another schedule.
+        IdgenError: no prompts, a scale that is negative or not finite, or a base that predicts something else.
     """
     if not math.isfinite(scale) or scale < 0:
         raise IdgenError(f"the scale of the words is {scale}, expected 0 or more")
