@@ -169,6 +169,8 @@ def test_a_prompt_leads_the_pictures_as_far_as_asked(anna, tmp_path, capsys):
     )
     assert (drawn(*prompt, "--text-guidance", 0, "--words-guidance", 0) == without).all()
     assert (led != without).any() and (read != led).any()
+    (doubt,) = generate(capsys, anna, "-n", 1, "-o", tmp_path, "--prompt", "a smiling knight")["warnings"][1:]
+    assert doubt.startswith("--prompt: the mini family knows") and doubt.endswith("and not knight")
     assert "--prompt" in refused(capsys, anna, "--text-guidance", 2)
     assert "--prompt is empty" in refused(capsys, anna, "--prompt", " ")
     assert "scale of the words" in refused(capsys, anna, *prompt, "--text-guidance", -1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+from typing import Any
 
 
 def add_identity_guidance(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +26,16 @@ def add_words_guidance(parser: argparse.ArgumentParser, usual: str) -> None:
 def words_guidance(args: argparse.Namespace, usual: float) -> float:
     """As asked for; by default only with the family whose pictures the reader knows."""
     return _asked(args, args.words_guidance, usual)
+
+
+def unknown_words(args: argparse.Namespace, tokenizer: Any) -> list[str]:
+    """A doubt about the prompt: the mini family's tokenizer spells what it was never taught."""
+    if args.model != "mini" or args.prompt is None:
+        return []
+    words = dict.fromkeys(re.findall(r"[a-z]+", re.sub(r"<\w+>", " ", args.prompt.lower())))
+    unknown = [word for word in words if len(tokenizer.tokenize(word)) > 1]
+    known = "the mini family knows the words of portraits' captions only, and not"
+    return [f"--prompt: {known} {', '.join(unknown)}"] if unknown else []
 
 
 def _add(parser: argparse.ArgumentParser, flag: str, what: str, usual: str) -> None:

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idgen.commands._guidance import add_identity_guidance, add_words_guidance, identity_guidance, words_guidance
+from idgen.commands._guidance import (
+    add_identity_guidance,
+    add_words_guidance,
+    identity_guidance,
+    unknown_words,
+    words_guidance,
+)
 from idgen.console import note, progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -114,6 +120,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         _adapt(pipe, args.adapter, args.strength)
     people = people or [_embed(args, pipe.config.recogniser)]
     warnings = [f"{person.name}: {doubt}" for person in people for doubt in doubts(person.identity)]
+    warnings += unknown_words(args, pipe.tokenizer)
     note(warnings)
     guided = _guided(args, _led(args, pipe, device, dtype))
     embeds = pipe.encode_identity([person.identity for person in people])

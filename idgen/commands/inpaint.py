@@ -7,7 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idgen.commands._guidance import add_identity_guidance, add_words_guidance, identity_guidance, words_guidance
+from idgen.commands._guidance import (
+    add_identity_guidance,
+    add_words_guidance,
+    identity_guidance,
+    unknown_words,
+    words_guidance,
+)
 from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -108,7 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         **prompt,
     )
     seconds = time.perf_counter() - start
-    warnings += done.notes
+    warnings += [*unknown_words(args, pipe.tokenizer), *done.notes]
     note(warnings)
     save_png(args.output, done.image)
     if args.compare:

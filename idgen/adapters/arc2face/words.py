@@ -104,9 +104,8 @@ def lead_by_words(
 
 def plain_words(prompt: str) -> str:
     """What a prompt says of whom it shows, and nothing else: what is in both leads nowhere."""
-    return PLAIN.format(
-        next((word for word in prompt.lower().split() if word.strip(",.") in NOUNS), "person").strip(",.")
-    )
+    words = (word.strip(",.") for word in prompt.lower().split())
+    return PLAIN.format(next((word for word in words if word in NOUNS), "person"))
 
 
 class LedUNet(nn.Module):
