@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
-        help='what else the pictures are to show, as "a photo of a person smiling": the model under --base (mini: its own)'
+        help='what else the pictures are to show, as "a photo of a woman smiling": the model under --base (mini: its own)'
         " leads there",
     )
     parser.add_argument(

@@ -32,8 +32,7 @@ from idgen.weights import find_mini
 # and from where on its reader guides besides (`idgen.rewards.ascent.guide_words`).
 SCALE = 3.0
 READER_STRENGTH, READER_START = 0.02, 0.8
-PLAIN = "a photo of a {}"
-NOUNS = frozenset({"man", "woman", "lady", "gentleman"})
+PLAIN = "a photo of a person"
 
 
 def load_text_base(name: str | os.PathLike[str] = "mini", **options: Any) -> StableDiffusionPipeline:
@@ -67,7 +66,7 @@ def lead_by_words(
     base: StableDiffusionPipeline,
     prompts: Sequence[str],
     scale: float = SCALE,
-    plain: str | None = None,
+    plain: str = PLAIN,
 ) -> Any:
     """A pipeline of the same networks whose pictures also show what the words say. `pipe` stays as it is.
 
@@ -76,8 +75,8 @@ def lead_by_words(
         base: the model that its UNet was finetuned from, on the same device: of the same latents and noise schedule.
         prompts: one for all pictures of a call, or one each.
         scale: how far the words lead; 0 not at all.
-        plain: what the prompts say besides what they are to bring; by default "a photo of a person", or of a man or a woman
-            where a prompt says so.
+        plain: what the prompts say besides what they are to bring. A man or a woman in the prompts and not here keeps beards where
+            they belong.
 
     Raises:
         IdgenError: no prompts, a scale that is negative or not finite, or a base that predicts something else.
@@ -95,24 +94,18 @@ def lead_by_words(
     with torch.no_grad():
         words, plainly = (
             base.encode_prompt(texts, base.device, 1, do_classifier_free_guidance=False)[0]
-            for texts in (list(prompts), [plain or plain_words(prompt) for prompt in prompts])
+            for texts in (list(prompts), [plain])
         )
     twin = copy.copy(pipe)
     twin.unet = LedUNet(pipe.unet, base.unet, words, plainly, scale)
     return twin
 
 
-def plain_words(prompt: str) -> str:
-    """What a prompt says of whom it shows, and nothing else: what is in both leads nowhere."""
-    words = (word.strip(",.") for word in prompt.lower().split())
-    return PLAIN.format(next((word for word in words if word in NOUNS), "person"))
-
-
 class LedUNet(nn.Module):
     """A UNet whose predictions another one's words are added to; in all else the first.
 
     Args:
-        words, plain: (pictures or 1, length, dim) each, prompt embeddings of `base`.
+        words, plain: (pictures or 1, length, dim) and (1, length, dim), prompt embeddings of `base`.
     """
 
     def __init__(self, unet: Any, base: Any, words: Tensor, plain: Tensor, scale: float) -> None:
