@@ -75,8 +75,8 @@ def lead_by_words(
         base: the model that its UNet was finetuned from, on the same device: of the same latents and noise schedule.
         prompts: one for all pictures of a call, or one each.
         scale: how far the words lead; 0 not at all.
-        plain: what the prompts say besides what they are to bring. A man or a woman in the prompts and not here keeps beards where
-            they belong.
+        plain: what the prompts say besides what they are to bring. A man or a woman in the prompts and not here keeps beards
+            where they belong.
 
     Raises:
         IdgenError: no prompts, a scale that is negative or not finite, or a base that predicts something else.
@@ -93,8 +93,8 @@ def lead_by_words(
             raise IdgenError(f"the base has another {what} ({other}) than the model ({own}): its words can not lead it")
     with torch.no_grad():
         words, plainly = (
-            base.encode_prompt(texts, base.device, 1, do_classifier_free_guidance=False)[0]
-            for texts in (list(prompts), [plain])
+            base.encode_prompt(list(texts), base.device, 1, do_classifier_free_guidance=False)[0]
+            for texts in (prompts, [plain])
         )
     twin = copy.copy(pipe)
     twin.unet = LedUNet(pipe.unet, base.unet, words, plainly, scale)
