@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.bars_pictures import add_autoencoder
-from benchmarks.report import Report, parser, run
+from benchmarks.report import Report, add_split, chosen_people, parser, run
 from idgen.devices import resolve_device, resolve_dtype
-from idgen.evaluation.rendered import TEST, VALIDATION, take_photos
+from idgen.evaluation.rendered import take_photos
 from idgen.faces import FaceEncoder
 from idgen.weights import find_mini
 
@@ -21,15 +21,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     flags = parser(__doc__, people=100)
     flags.add_argument("--shots", type=int, default=4, help="photos per person")
-    flags.add_argument("--split", choices=("test", "validation"), default="test")
+    add_split(flags)
     flags.set_defaults(cache=Path("runs/photos"))
     args = flags.parse_args(argv)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    first = {"test": TEST, "validation": VALIDATION}[args.split]
-    photos = take_photos(
-        range(first, first + args.people), range(args.shots), seed=args.seed, cache=args.cache, workers=args.workers
-    )
+    photos = take_photos(chosen_people(args), range(args.shots), seed=args.seed, cache=args.cache, workers=args.workers)
     vae = AutoencoderTiny.from_pretrained(find_mini("vae"), torch_dtype=dtype).to(device).eval()
     report = Report(f"Autoencoder, {args.people} {args.split} people x {args.shots} photos, {dtype}")
     add_autoencoder(report, vae, FaceEncoder.from_pretrained("judge", device=device), photos)

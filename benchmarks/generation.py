@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from benchmarks.repaired import as_bytes, generators
 from idgen.adapters.arc2face.words import load_text_base
 from idgen.console import progress
 from idgen.identity import Identity
@@ -65,10 +66,10 @@ def generate_faces(
             chosen,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=generators(seed, start, len(chosen)),
+            generator=generators(seed, range(start, start + len(chosen))),
             output_type="np",
         ).images
-        parts.append(to_bytes(made))
+        parts.append(as_bytes(made))
     pictures = torch.cat(parts).unflatten(0, (-1, images))
     everybody = torch.zeros(len(embeddings), *pictures.shape[1:], dtype=torch.uint8)
     everybody[known] = pictures
@@ -98,16 +99,8 @@ def generate_from_text(
             chosen,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=generators(seed, start, len(chosen)),
+            generator=generators(seed, range(start, start + len(chosen))),
             output_type="np",
         ).images
-        parts.append(to_bytes(made))
+        parts.append(as_bytes(made))
     return torch.cat(parts)
-
-
-def generators(seed: int, first: int, count: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(first, first + count)]
-
-
-def to_bytes(images: object) -> Tensor:
-    return (torch.as_tensor(images).float() * 255).round().clamp(0, 255).to(torch.uint8)

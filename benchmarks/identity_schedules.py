@@ -19,12 +19,12 @@ from torch import Tensor
 
 from benchmarks.bars_identity import pooled
 from benchmarks.faces import Faces
-from benchmarks.report import Report, parser, run, timed
+from benchmarks.report import Report, add_split, chosen_people, parser, run, timed
 from benchmarks.reward import OTHERS, captions_of, draw, measure, spread
 from idgen.console import say
 from idgen.data.faces import FaceFolder
 from idgen.devices import resolve_device
-from idgen.evaluation.rendered import TEST, VALIDATION, take_photos
+from idgen.evaluation.rendered import take_photos
 from idgen.losses.diffusion import denoising_loss, noised_at
 from idgen.metrics import sharpness_ratio
 from idgen.train.adapter import AdapterStage, AdapterTrainConfig
@@ -48,8 +48,7 @@ LEVELS = (50, 200, 400, 600, 800, 950)  # timesteps at which the held-out loss i
 def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     device = resolve_device(args.device)
-    first = {"test": TEST, "validation": VALIDATION}[args.split]
-    people = range(first, first + args.people)
+    people = chosen_people(args)
     with timed("photos"):
         photos = take_photos(people, range(1 + OTHERS), cache=args.cache, workers=args.workers)
     faces = Faces(device, args.cache)
@@ -131,7 +130,7 @@ def _merged(own: list[str], changes: list[str]) -> list[str]:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, people=100)
     flags.add_argument("--images", type=int, default=4, help="generated per person (default: 4)")
-    flags.add_argument("--split", choices=("test", "validation"), default="test")
+    add_split(flags)
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=2.0)
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -36,7 +36,7 @@ from benchmarks.repaired import (
     perceptual_distance,
     save_sheet,
 )
-from benchmarks.report import Report, parser, percent, run, timed
+from benchmarks.report import Report, add_split, chosen_people, parser, percent, run, timed
 from idgen.adapters.embeddings import RawEmbeddings
 from idgen.adapters.pva.person import PersonWeights
 from idgen.adapters.pva.personalise import PersonPhotos, train_person
@@ -45,7 +45,7 @@ from idgen.console import progress
 from idgen.data.portraits import as_tensor
 from idgen.data.regions import REGIONS, region_mask
 from idgen.devices import resolve_device, resolve_dtype
-from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos
+from idgen.evaluation.rendered import Photos, take_photos
 from idgen.faces import FaceEncoder
 from idgen.identity import Identity
 from idgen.inpainting import recogniser_of
@@ -94,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    first = {"test": TEST, "validation": VALIDATION}[args.split]
-    people = range(first, first + args.people)
+    people = chosen_people(args)
     with timed("photos"):
         photos = take_photos(people, range(1 + REFERENCES + OTHERS), cache=args.cache, workers=args.workers)
     pipe = PVAInpaintPipeline.from_pretrained(args.model, torch_dtype=dtype).to(device)
@@ -375,7 +374,7 @@ def _recogniser(pipe: PVAInpaintPipeline) -> str:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, people=100)
-    flags.add_argument("--split", choices=("test", "validation"), default="test")
+    add_split(flags)
     flags.add_argument("--model", default="mini", help="of PVAInpaintPipeline, for the mini recogniser (default: mini)")
     flags.add_argument("--region", choices=REGIONS, default="whole", help="what is painted over (default: whole)")
     flags.add_argument("--variants", nargs="*", choices=("visual", "lora"), default=("visual", "lora"))

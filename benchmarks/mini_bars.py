@@ -22,11 +22,11 @@ from benchmarks.bars_identity import Gallery, add_identity_rows, baseline_table,
 from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, load_arc2face, load_base
 from benchmarks.guides import add_identity_guidance, add_reader
-from benchmarks.report import Report, attempted, parser, run, timed
+from benchmarks.report import Report, add_split, attempted, chosen_people, parser, run, timed
 from idgen.console import say
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.evaluation.prompts import choose_prompts
-from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos, training_photos
+from idgen.evaluation.rendered import Photos, take_photos, training_photos
 from idgen.files import atomic_write
 from idgen.models.probe import load_probe
 from idgen.models.recogniser_reader import load_reader
@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    first = {"test": TEST, "validation": VALIDATION}[args.split]
-    people = range(first, first + args.people)
+    people = chosen_people(args)
     report = Report(
         f"Mini family, {args.people} {args.split} people x {args.images} images, {args.steps} steps, guidance {args.guidance:g}"
         f" and {args.identity_guidance:g} by the recogniser"
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     faces = Faces(device, args.cache)
     if args.prepare:
         make_gallery(faces, photos, people, args)
-        bars_pictures.prompt_photos(choose_prompts(first, per_value=args.per_value), args.cache, args.workers)
+        bars_pictures.prompt_photos(choose_prompts(people[0], per_value=args.per_value), args.cache, args.workers)
         return
     pipe = load_arc2face(device, dtype)
     if {"identity", "diversity", "sharpness"} & set(args.sections):
@@ -87,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             prompt_settings = {"per_value": args.per_value, "steps": args.steps, "guidance": args.text_guidance}
             prompt_settings |= {"cache": args.cache, "workers": args.workers}
             prompt_settings["reader"] = load_reader(args.reader, device)
-            bars_pictures.add_prompts(report, base, load_probe(device=device), first, seed=args.seed, **prompt_settings)
+            bars_pictures.add_prompts(
+                report, base, load_probe(device=device), people[0], seed=args.seed, **prompt_settings
+            )
     if "speed" in args.sections:
         for strength in sorted({0.0, args.identity_guidance}):
             bars_pictures.add_speed(
@@ -145,7 +146,7 @@ def _save_sheet(
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, people=100)
     flags.add_argument("--images", type=int, default=4, help="generated per person and setting (default: 4)")
-    flags.add_argument("--split", choices=("test", "validation"), default="test")
+    add_split(flags)
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=1.1, help="of the ID generator (default: 1.1)")
     add_identity_guidance(flags, "as `idgen generate` has it")

@@ -28,10 +28,10 @@ from benchmarks.bars_identity import pooled
 from benchmarks.faces import Faces
 from benchmarks.generation import generate_faces, generate_from_text, load_arc2face, load_base
 from benchmarks.personal_prompts import SUBJECT, adherence, edits, write_captions
-from benchmarks.report import Report, parser, run, timed
+from benchmarks.report import Report, add_split, chosen_people, parser, run, timed
 from idgen.console import say
 from idgen.devices import resolve_device, resolve_dtype
-from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos
+from idgen.evaluation.rendered import Photos, take_photos
 from idgen.files import atomic_write
 from idgen.finetune import load_adapter, remove_adapter, set_strength
 from idgen.metrics import bootstrap_means, pixel_spread, rank_one, sharpness_ratio
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    first = {"test": TEST, "validation": VALIDATION}[args.split]
-    people = range(first, first + args.people)
+    people = chosen_people(args)
     with timed("photos"):
         photos = take_photos(people, range(SHOWN + OTHERS + args.images), cache=args.cache, workers=args.workers)
     for index, person in enumerate(people):
@@ -275,7 +274,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--strengths", type=float, nargs="+", default=[1.0], help="at which the adapters draw (default: 1)"
     )
     flags.add_argument("--images", type=int, default=4, help="generated per person (default: 4)")
-    flags.add_argument("--split", choices=("test", "validation"), default="test")
+    add_split(flags)
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=2.0, help="of Arc2Face (default: 2)")
     flags.add_argument("--text-guidance", type=float, default=3.0, help="of the text-to-face base (default: 3)")

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.report import Report, parser, run, timed
-from idgen.evaluation.rendered import TEST, VALIDATION, attributes_of, take_photos
+from benchmarks.report import Report, add_split, chosen_people, parser, run, timed
+from idgen.evaluation.rendered import attributes_of, take_photos
 from idgen.faces import FaceEncoder
 from idgen.metrics import bootstrap_means, rank_one, tar_at_far, ten_fold_accuracy
 from idgen.metrics.embedding import embed_at, embed_faces
@@ -31,8 +31,7 @@ FARS = (1e-2, 1e-3)
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
-    first = {"test": TEST, "validation": VALIDATION}[args.split]
-    people, shots = range(first, first + args.people), range(args.shots)
+    people, shots = chosen_people(args), range(args.shots)
     with timed("photos"):
         photos = take_photos(people, shots, seed=args.seed, cache=args.cache, workers=args.workers)
         lookalikes = take_photos(people, shots, variant=0, seed=args.seed, cache=args.cache, workers=args.workers)
@@ -131,7 +130,7 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, people=200)
     flags.add_argument("--shots", type=int, default=8, help="photos per person")
-    flags.add_argument("--split", choices=("test", "validation"), default="test")
+    add_split(flags)
     flags.add_argument("--recognisers", nargs="+", default=["mini", "judge"], help="names or folders")
     flags.add_argument(
         "--alignment",

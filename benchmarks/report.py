@@ -14,6 +14,7 @@ from typing import Any
 
 from idgen.console import say
 from idgen.errors import IdgenError
+from idgen.evaluation.rendered import TEST, VALIDATION
 from idgen.files import atomic_write
 
 
@@ -68,6 +69,17 @@ def parser(description: str | None, people: int) -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep rendered photos here between runs")
     parser.add_argument("--workers", type=int, help="rendering processes (default: one per core)")
     return parser
+
+
+def add_split(flags: argparse.ArgumentParser) -> None:
+    """`--split`: the people of whom figures are told, or those by whom settings are chosen."""
+    flags.add_argument("--split", choices=("test", "validation"), default="test")
+
+
+def chosen_people(args: argparse.Namespace) -> range:
+    """As many of the split's people as asked for."""
+    first = {"test": TEST, "validation": VALIDATION}[args.split]
+    return range(first, first + args.people)
 
 
 @contextmanager

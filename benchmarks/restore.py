@@ -37,13 +37,13 @@ from benchmarks.repaired import (
     perceptual_distance,
     save_sheet,
 )
-from benchmarks.report import Report, parser, run, timed
+from benchmarks.report import Report, add_split, chosen_people, parser, run, timed
 from idgen.adapters.cachekv import ReferenceCache
 from idgen.console import progress
 from idgen.data.degradation import PRESETS, degrade, draw_damage
 from idgen.data.real_world import degrade_photo, draw_real_world
 from idgen.devices import resolve_device, resolve_dtype
-from idgen.evaluation.rendered import TEST, VALIDATION, Photos, take_photos
+from idgen.evaluation.rendered import Photos, take_photos
 from idgen.faces import FaceEncoder
 from idgen.identity import Identity
 from idgen.metrics.embedding import embed_at
@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    first = {"test": TEST, "validation": VALIDATION}[args.split]
-    people = range(first, first + args.people)
+    people = chosen_people(args)
     with timed("photos"):
         photos = take_photos(people, range(1 + REFERENCES + OTHERS), cache=args.cache, workers=args.workers)
     pipe = _load(args.model, device, dtype)
@@ -231,7 +230,7 @@ def _add_costs(report: Report, others: dict[str, str], args: argparse.Namespace)
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, people=100)
-    flags.add_argument("--split", choices=("test", "validation"), default="test")
+    add_split(flags)
     flags.add_argument("--model", default="mini", help="of ReferenceRestorePipeline (default: mini)")
     flags.add_argument("--presets", nargs="+", choices=(*PRESETS, REAL_WORLD), default=("severe", "moderate"))
     flags.add_argument("--counts", nargs="+", type=int, choices=COUNTS, default=COUNTS, help="references")

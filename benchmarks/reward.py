@@ -22,11 +22,11 @@ from torch import Tensor
 
 from benchmarks.bars_identity import pooled
 from benchmarks.faces import Faces
-from benchmarks.report import Report, parser, run, timed
+from benchmarks.report import Report, add_split, chosen_people, parser, run, timed
 from idgen.console import progress, say
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.evaluation.prompts import read_caption
-from idgen.evaluation.rendered import TEST, VALIDATION, attributes_of, take_photos
+from idgen.evaluation.rendered import attributes_of, take_photos
 from idgen.metrics import PhotoStatistics, id_score, pixel_spread, rank_one
 from idgen.metrics.identity import found
 from idgen.models.probe import load_probe
@@ -64,8 +64,7 @@ class Asked:
 def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     device = resolve_device(args.device)
-    first = {"test": TEST, "validation": VALIDATION}[args.split]
-    people = range(first, first + args.people)
+    people = chosen_people(args)
     with timed("photos"):
         photos = take_photos(people, range(1 + OTHERS), cache=args.cache, workers=args.workers)
     faces = Faces(device, args.cache)
@@ -193,7 +192,7 @@ def captions_of(people: range, images: int) -> list[Asked]:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, people=100)
     flags.add_argument("--images", type=int, default=4, help="generated per person (default: 4)")
-    flags.add_argument("--split", choices=("test", "validation"), default="test")
+    add_split(flags)
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=2.0)
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -20,13 +20,13 @@ from torch import Tensor
 from benchmarks.bars_identity import pooled
 from benchmarks.expressions import ask_people
 from benchmarks.faces import Faces
-from benchmarks.generation import generators, load_arc2face, to_bytes
-from benchmarks.repaired import save_sheet
-from benchmarks.report import Report, parser, percent, run, timed
+from benchmarks.generation import load_arc2face
+from benchmarks.repaired import as_bytes, generators, save_sheet
+from benchmarks.report import Report, add_split, chosen_people, parser, percent, run, timed
 from idgen.adapters.arc2face.words import READER_START, READER_STRENGTH, SCALE, lead_by_words, load_text_base
 from idgen.devices import resolve_device, resolve_dtype
 from idgen.evaluation.prompts import asked_for
-from idgen.evaluation.rendered import TEST, VALIDATION, take_photos
+from idgen.evaluation.rendered import take_photos
 from idgen.identity import Identity
 from idgen.metrics import PhotoStatistics, bootstrap_means
 from idgen.metrics.identity import found, similarity_to
@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    first = {"test": TEST, "validation": VALIDATION}[args.split]
-    people = range(first, first + args.people)
+    people = chosen_people(args)
     photos = take_photos(people, range(REFERENCES + OTHERS), cache=args.cache, workers=args.workers)
     faces = Faces(device, args.cache)
     real = faces.embed(photos.images, keep=True)
@@ -73,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 guided = guide_words(reader, pipe.vae, texts, args.words_guidance, args.words_start).guided(guided)
             shown = [Identity(row[None], faces.mini.recogniser) for row in rows]
             guided = guide_identity(faces.mini, pipe.vae, shown, STRENGTH).guided(guided)
-            noise = generators(args.seed, start, len(rows))
+            noise = generators(args.seed, range(start, start + len(rows)))
             options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance, "output_type": "np"}
-            made.append(to_bytes(guided(rows, generator=noise, **options).images))
+            made.append(as_bytes(guided(rows, generator=noise, **options).images))
         return torch.cat(made).unflatten(0, (-1, 2))
 
     report = Report(
@@ -114,7 +113,7 @@ def shown_shares(probe: AttributeProbe, pictures: Tensor, prompts: Sequence[str]
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, people=100)
-    flags.add_argument("--split", choices=("test", "validation"), default="test")
+    add_split(flags)
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument(
         "--guidance", type=float, default=1.1, help="over nobody, as `idgen generate` has it (default: 1.1)"

@@ -73,7 +73,8 @@ def kernel_distance(
         raise ValueError(
             f"the kernel distance needs at least 2 images on each side, got {len(features)}, {len(others)}"
         )
-    x, y = features, others.to(features.dtype)
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    x, y = features.to(dtype), others.to(dtype)
     size = min(subset_size, len(x), len(y))
     generator = torch.Generator().manual_seed(seed)
 
