@@ -31,6 +31,7 @@ from idgen.metrics.identity import unit
 from idgen.models.probe import AttributeProbe, AttributeReader
 from idgen.pipelines import Arc2FacePipeline
 from idgen.rewards.ascent import guide_identity
+from idgen.train.pictures import to_bytes
 
 
 def add_diversity(report: Report, probe: AttributeProbe, generated: Tensor, real: Tensor, seed: int = 0) -> None:
@@ -65,8 +66,8 @@ def add_sharpness(report: Report, encoder: FaceEncoder, generated: Tensor, real:
     pictures = generated.flatten(0, 1)
     whole = sharpness_ratio(pictures, real.flat)
     landmarks, seen = detect_landmarks(encoder, pictures)
-    aligned = laplacian_energy(_to_bytes(align(pictures[seen], landmarks[seen]))).mean()
-    face = float(aligned / laplacian_energy(_to_bytes(align(real.flat, real.landmarks.flatten(0, 1)))).mean())
+    aligned = laplacian_energy(to_bytes(align(pictures[seen], landmarks[seen]))).mean()
+    face = float(aligned / laplacian_energy(to_bytes(align(real.flat, real.landmarks.flatten(0, 1)))).mean())
     report.add(
         "sharpness over real renders: picture / aligned face",
         f"{whole:.3f} / {face:.3f}",
@@ -85,7 +86,7 @@ def reconstruct(vae: Any, images: Tensor, batch: int = 32) -> Tensor:
         pixels = (part.permute(0, 3, 1, 2).float() / 127.5 - 1).to(parameter.device, parameter.dtype)
         encoded = vae.encode(pixels)
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        parts.append(_to_bytes(vae.decode(latents).sample))
+        parts.append(to_bytes(vae.decode(latents).sample))
     return torch.cat(parts)
 
 
@@ -199,8 +200,3 @@ def add_speed(
         "1.0 s",
     )
     report.numbers.setdefault("seconds_per_image", {})[f"identity_guidance {identity_guidance:g}"] = measured
-
-
-def _to_bytes(images: Tensor) -> Tensor:
-    """(n, 3, height, width) in [-1, 1] -> (n, height, width, 3) uint8."""
-    return ((images.float().cpu().permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
