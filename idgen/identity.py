@@ -10,8 +10,8 @@ import torch
 
 from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
+from idgen.formats import IDENTITY, require_format
 
-FORMAT = "idgen-identity-1"
 # What may be known of each reference beside its embedding: shape of a row (None: any) and dtype.
 FIELDS: dict[str, tuple[tuple[int | None, ...], torch.dtype]] = {
     "crops": ((None, None, 3), torch.uint8),
@@ -120,7 +120,7 @@ class Identity:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a `.safetensors` file, whole or not at all. Treat the file as you would the photos: it identifies a person."""
-        save_weights(path, {"raw": self.raw, **self._known()}, {"format": FORMAT, "recogniser": self.recogniser})
+        save_weights(path, {"raw": self.raw, **self._known()}, {"format": IDENTITY, "recogniser": self.recogniser})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Identity:
@@ -129,11 +129,11 @@ class Identity:
         Raises:
             IdgenError: the file is missing, damaged, not an identity, or holds NaN.
         """
-        if not str(path).endswith(".safetensors"):
-            raise IdgenError(f"{path} is not an identity file: `idgen embed photo.jpg -o person.safetensors` makes one")
-        metadata = load_metadata(path)
-        if metadata.get("format") != FORMAT or "recogniser" not in metadata:
-            raise IdgenError(f"{path} is not an identity file: `idgen embed photo.jpg -o person.safetensors` makes one")
+        metadata = load_metadata(path) if str(path).endswith(".safetensors") else {}
+        advice = f"{path} is not an identity file: `idgen embed photo.jpg -o person.safetensors` makes one"
+        require_format(path, metadata, IDENTITY, advice)
+        if "recogniser" not in metadata:
+            raise IdgenError(advice)
         tensors = load_weights(path)
         if "raw" not in tensors:
             raise IdgenError(f"{path} holds no embeddings: make it again with `idgen embed`")

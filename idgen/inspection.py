@@ -14,7 +14,8 @@ import torch
 from idgen import checkpoint
 from idgen.errors import IdgenError
 from idgen.families import FAMILIES, family_name, text_width
-from idgen.identity import FORMAT as IDENTITY_FORMAT
+from idgen.formats import IDENTITY as IDENTITY_FORMAT
+from idgen.formats import MEANINGS
 from idgen.signatures import IDENTITY, NAMES, ONNX, SIGNATURES, UNKNOWN, Signature, recognise, twins
 
 OWN_FORMATS = "idgen-"
@@ -148,6 +149,8 @@ def _notes(
         notes.append(f"told by its name and folder alone: its keys would fit {names} as well (--method says which)")
     if own and signature is not IDENTITY:
         notes.append(f"written by idgen ({metadata['format']})")
+    if signature is not IDENTITY and metadata.get("format") in MEANINGS:
+        notes.append(MEANINGS[metadata["format"]])
     width = text_width(tensors)
     if width is not None and width not in FAMILIES:
         notes.append(f"made for {family_name(width)}, which is none of {', '.join(FAMILIES.values())}")

@@ -178,7 +178,7 @@ def test_a_prompt_leads_the_pictures_as_far_as_asked(anna, tmp_path, capsys):
 
 def test_what_is_no_adapter_is_one_line(anna, tmp_path, capsys):
     assert refused(capsys, anna, "--adapter", anna, "-o", tmp_path / "out").startswith(
-        f"idgen: {anna} was not saved by"
+        f"idgen: {anna} is a face embedding: `idgen generate` takes it"
     )
     assert "no such weights file" in refused(capsys, anna, "--adapter", "none.safetensors", "-o", tmp_path / "out")
     assert "--adapter" in refused(capsys, anna, "--strength", 0.5, "-o", tmp_path / "out")

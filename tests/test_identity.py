@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from idgen.errors import IdgenError
-from idgen.identity import FIELDS, FORMAT, Identity, require_same_recogniser
+from idgen.formats import IDENTITY
+from idgen.identity import FIELDS, Identity, require_same_recogniser
 
 
 def person(n=3, d=512, recogniser="mini", seed=0, crops=True):
@@ -135,14 +136,14 @@ def test_an_unknown_reference_is_named():
 
 def test_files_that_are_no_identity_are_one_line(tmp_path):
     save_file({"w": torch.ones(2)}, tmp_path / "weights.safetensors")
-    save_file({"w": torch.ones(2)}, tmp_path / "no_raw.safetensors", {"format": FORMAT, "recogniser": "mini"})
+    save_file({"w": torch.ones(2)}, tmp_path / "no_raw.safetensors", {"format": IDENTITY, "recogniser": "mini"})
     save_file(
         {"raw": torch.ones(1, 2), "w": torch.ones(1)},
         tmp_path / "more.safetensors",
-        {"format": FORMAT, "recogniser": "a"},
+        {"format": IDENTITY, "recogniser": "a"},
     )
     save_file(
-        {"raw": torch.full((1, 4), float("nan"))}, tmp_path / "nan.safetensors", {"format": FORMAT, "recogniser": "a"}
+        {"raw": torch.full((1, 4), float("nan"))}, tmp_path / "nan.safetensors", {"format": IDENTITY, "recogniser": "a"}
     )
     person().save(tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-100])

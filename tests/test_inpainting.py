@@ -288,8 +288,8 @@ def test_people_of_other_models_and_other_files_are_refused(pipe, encoder, tmp_p
     with pytest.raises(IdgenError, match="do not fit this PVA model: nothing"):
         pipe.load_person(wrong)
     pipe.pva.save(tmp_path / "adapter.safetensors")
-    for path in ("adapter.safetensors", "FPIP.bin"):
-        with pytest.raises(IdgenError, match="holds no person's weights"):
+    for path, says in (("adapter.safetensors", "is an identity adapter"), ("FPIP.bin", "holds no person's weights")):
+        with pytest.raises(IdgenError, match=says):
             pipe.load_person(tmp_path / path)
     with pytest.raises(IdgenError, match="'text' is unknown: use 'visual' or 'lora'"):
         personalise(pipe, [photo()], variant="text", encoder=encoder)

@@ -33,8 +33,8 @@ from idgen.adapters.schedule import StepScales, layer_scales
 from idgen.checkpoint import load_metadata, load_strict, load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.families import FAMILIES, text_width
+from idgen.formats import ADAPTER
 
-FORMAT = "idgen-adapter-1"
 Scale = float | Sequence[float] | dict[str, float]
 Self = TypeVar("Self", bound="Adapter")
 
@@ -193,7 +193,7 @@ class Adapter(nn.Module, ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, config and the layers they fit to one `.safetensors` file, whole or not at all."""
         metadata = {
-            "format": FORMAT,
+            "format": ADAPTER,
             "method": self.method,
             "base": family(self.layers),
             "config": asdict(self.config),
@@ -220,7 +220,7 @@ class Adapter(nn.Module, ABC):
             IdgenError: the file is missing, broken, of another method or base, or a key is missing, unknown or misshapen.
         """
         metadata = load_metadata(path) if Path(path).suffix == ".safetensors" else {}
-        own = metadata.get("format") == FORMAT
+        own = metadata.get("format") == ADAPTER
         tensors = load_weights(path, allow_empty=own)  # a method may have no weights, only settings
         if own:
             if metadata.get("method") != cls.method:

@@ -7,10 +7,11 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from idgen.adapters.base import FORMAT, Adapter
+from idgen.adapters.base import Adapter
 from idgen.adapters.registry import adapter_class, methods
 from idgen.conversion import find_weights
 from idgen.errors import IdgenError
+from idgen.formats import ADAPTER, MEANINGS
 from idgen.inspection import inspect_weights
 
 
@@ -26,8 +27,10 @@ def load_adapter(path: str | os.PathLike[str], unet: UNet2DConditionModel, **opt
     """
     file = find_weights(path)
     report = inspect_weights(file)
-    own = report.metadata.get("method") if report.metadata.get("format") == FORMAT else None
+    own = report.metadata.get("method") if report.metadata.get("format") == ADAPTER else None
     name = own or report.method
     if name is None or name not in methods():
-        raise IdgenError(f"{path} is no identity adapter but {report.title}: `idgen convert --inspect` says more")
+        meaning = MEANINGS.get(report.metadata.get("format", ""))
+        what = meaning or f"{report.title}: `idgen convert --inspect` says more"
+        raise IdgenError(f"{path} is no identity adapter but {what}")
     return adapter_class(name).from_pretrained(file, unet, **options)

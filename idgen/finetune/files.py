@@ -24,10 +24,10 @@ from idgen.finetune.config import FinetuneConfig, read_peft
 from idgen.finetune.places import Models, adapted, components, holds, places
 from idgen.finetune.strength import dial_of
 from idgen.finetune.targets import name_targets
+from idgen.formats import FINETUNE, require_format
 from idgen.settings import build
 from idgen.version import __version__
 
-FORMAT = "idgen-finetune-1"
 KIND = "finetune"  # in idgen/signatures.py
 DIFFUSERS_HEADER = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 OLD_TEXT = "text_model."  # what CLIP's layers began with before transformers 5, and what files still say
@@ -44,7 +44,7 @@ def save_adapter(path: str | os.PathLike[str], models: Models, name: str = "defa
     found = adapted(models, name)
     config = describe(models, name)
     header: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FINETUNE,
         "version": __version__,
         "kind": KIND,
         "base": _family(found),
@@ -201,11 +201,12 @@ def plain_settings(config: Any) -> dict[str, Any]:
 
 def _header(path: str | os.PathLike[str]) -> dict[str, Any]:
     header = load_metadata(path) if Path(path).suffix == ".safetensors" else {}
-    if header.get("format") != FORMAT:
-        raise IdgenError(
-            f"{path} was not saved by idgen.finetune: load_kohya reads kohya's LoRA files, pipe.load_lora_weights"
-            " those of diffusers"
-        )
+    require_format(
+        path,
+        header,
+        FINETUNE,
+        f"{path} was not saved by idgen.finetune: load_kohya reads kohya's LoRA files, pipe.load_lora_weights those of diffusers",
+    )
     try:
         read = {"config": json.loads(header["config"]), "models": json.loads(header["models"])}
         if not all(isinstance(value, dict) for value in read.values()):

@@ -20,6 +20,7 @@ from idgen.finetune import (
     save_adapter,
     set_strength,
 )
+from idgen.formats import FINETUNE, MEANINGS
 from idgen.inspection import inspect_weights
 from tests.finetune.models import (
     KINDS,
@@ -102,7 +103,7 @@ def test_inspecting_a_file_says_what_it_is(kind: str, tmp_path: Path) -> None:
     save_adapter(tmp_path / "a.safetensors", pipe, "person")
     report = inspect_weights(tmp_path / "a.safetensors")
     assert (report.kind, report.family) == ("finetune", "the mini family")
-    assert report.notes == ("written by idgen (idgen-finetune-1)",)
+    assert report.notes == ("written by idgen (idgen-finetune-1)", MEANINGS[FINETUNE])
 
 
 def test_ranks_and_alphas_that_differ_from_layer_to_layer_are_kept(tmp_path: Path) -> None:

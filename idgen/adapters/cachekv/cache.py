@@ -12,9 +12,9 @@ from torch import Tensor
 
 from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
+from idgen.formats import CACHE, require_format
 from idgen.identity import Identity
 
-FORMAT = "idgen reference cache"
 SIGNATURE, IDENTITY, CROPS = "signature", "identity", "crops"  # the tensors' names in a file
 
 
@@ -118,7 +118,7 @@ class ReferenceCache:
         tensors |= {f"{name}.value": layer.value for name, layer in self.layers.items()}
         levels = {name: layer.level for name, layer in self.layers.items()}
         header: dict[str, object] = {
-            "format": FORMAT,
+            "format": CACHE,
             "references": self.references,
             "copies": self.copies,
             "levels": levels,
@@ -138,10 +138,12 @@ class ReferenceCache:
             IdgenError: missing, damaged, or no reference cache.
         """
         header, tensors = load_metadata(path), load_weights(path)
-        if header.get("format") != FORMAT:
-            raise IdgenError(
-                f"{path} is no reference cache: `idgen restore --ref ... --cache FILE` writes one, `CacheKV.build` makes one"
-            )
+        require_format(
+            path,
+            header,
+            CACHE,
+            f"{path} is no reference cache: `idgen restore --ref ... --cache FILE` writes one, `CacheKV.build` makes one",
+        )
         try:
             levels = {str(name): int(level) for name, level in json.loads(header["levels"]).items()}
             layers = {

@@ -20,8 +20,8 @@ from torch import Tensor
 from idgen.adapters.pva.adapter import PVAAdapter
 from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
+from idgen.formats import PERSON, require_format
 
-FORMAT = "idgen-person-1"
 CODES, SCALES = ".codes", ".scales"
 LORA = "unet."  # begins the names of LoRA's weights
 PEFT_NAME = "idgen_person"
@@ -52,7 +52,7 @@ class PersonWeights:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a `.safetensors` file, whole or not at all."""
         save_weights(
-            path, self.changes, {"format": FORMAT, "method": "pva", "variant": self.variant, "model": self.model}
+            path, self.changes, {"format": PERSON, "method": "pva", "variant": self.variant, "model": self.model}
         )
 
     @classmethod
@@ -62,8 +62,10 @@ class PersonWeights:
             IdgenError: the file is missing, damaged, or something else.
         """
         metadata = load_metadata(path) if str(path).endswith(".safetensors") else {}
-        if metadata.get("format") != FORMAT or metadata.get("variant") not in get_args(Variant):
-            raise IdgenError(f"{path} holds no person's weights: `idgen personalise` writes them")
+        advice = f"{path} holds no person's weights: `idgen personalise` writes them"
+        require_format(path, metadata, PERSON, advice)
+        if metadata.get("variant") not in get_args(Variant):
+            raise IdgenError(advice)
         # Training that changes nothing is possible.
         tensors = load_weights(path, allow_empty=True)
         return cls(cast(Variant, metadata["variant"]), tensors, metadata.get("model", ""))

@@ -1,0 +1,44 @@
+"""A file that idgen wrote, given where another is wanted, is named for what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from idgen.adapters.cachekv.cache import ReferenceCache
+from idgen.adapters.pva.person import PersonWeights
+from idgen.checkpoint import save_weights
+from idgen.errors import IdgenError
+from idgen.finetune.files import load_adapter
+from idgen.formats import ADAPTER, CACHE, FINETUNE, IDENTITY, MEANINGS, PERSON
+from idgen.identity import Identity
+from idgen.inspection import inspect_weights
+
+READERS: dict[str, Callable[[Path], object]] = {
+    CACHE: ReferenceCache.read,
+    FINETUNE: lambda path: load_adapter(path, {}),
+    IDENTITY: Identity.load,
+    PERSON: PersonWeights.load,
+}
+
+
+@pytest.mark.parametrize("given", [ADAPTER, CACHE, FINETUNE, IDENTITY, PERSON])
+@pytest.mark.parametrize("wanted", READERS)
+def test_another_file_of_ours_is_named(wanted: str, given: str, tmp_path: Path) -> None:
+    file = tmp_path / "file.safetensors"
+    save_weights(file, {"weight": torch.ones(2)}, {"format": given})
+    with pytest.raises(IdgenError) as caught:
+        READERS[wanted](file)
+    said = str(caught.value)
+    assert "\n" not in said and str(file) in said
+    # A file of the right format is refused for what it lacks, not for being itself.
+    assert (MEANINGS[given] in said) == (given != wanted)
+
+
+@pytest.mark.parametrize("given", [ADAPTER, CACHE, FINETUNE, PERSON])
+def test_inspection_says_what_a_file_is_for(given: str, tmp_path: Path) -> None:
+    save_weights(tmp_path / "file.safetensors", {"weight": torch.ones(2)}, {"format": given})
+    assert MEANINGS[given] in inspect_weights(tmp_path / "file.safetensors").notes
