@@ -72,9 +72,10 @@ class RewardGuidance:
         """What to add to predicted clean latents (batch, channels, h, w); zeros where the reward can tell nothing."""
         latents = clean.detach().float().requires_grad_(True)
         scored = self.reward(self.view(latents), _each(self.asked, len(latents)))
-        (gradient,) = torch.autograd.grad((scored.values * scored.counted).sum(), latents)
+        # Of a loss: `bounded` lets a gradient through where descent leads back inside.
+        (gradient,) = torch.autograd.grad(-(scored.values * scored.counted).sum(), latents)
         size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
-        return torch.where(size > 0, self.strength * gradient / size.clamp_min(1e-20), 0.0)
+        return torch.where(size > 0, -self.strength * gradient / size.clamp_min(1e-20), 0.0)
 
     def guided(self, pipe: Any) -> Any:
         """A pipeline of the same networks that samples with this guidance, and with those that `pipe` has already. `pipe` stays

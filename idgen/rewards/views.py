@@ -195,8 +195,8 @@ def patches(
 
 
 def bounded(pictures: Tensor) -> Tensor:
-    """Within [-1, 1], as a picture is saved. A gradient reaches a value beyond only where it leads back inside: a plain clamp
-    would leave it there for ever, none at all would reward colours that nobody can see."""
+    """Within [-1, 1], as a picture is saved. The gradient of a loss, which a step goes against, reaches a value beyond only where
+    it leads back inside: a plain clamp would leave it there for ever, none at all would reward colours that nobody can see."""
     return _Bounded.apply(pictures)
 
 

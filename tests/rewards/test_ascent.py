@@ -23,7 +23,7 @@ from idgen.models.mini_family import build_scheduler
 from idgen.pipelines import Arc2FacePipeline
 from idgen.rewards.ascent import RewardGuidance, clean_latents, guide_identity
 from idgen.rewards.scores import Scored
-from idgen.rewards.views import Asked, View
+from idgen.rewards.views import Asked, PictureView, View
 from tests.tiny import tiny_components, tiny_vae
 
 WANTED = F.normalize(torch.randn(2, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
@@ -72,6 +72,19 @@ def test_each_picture_goes_up_the_reward_by_the_strength():
     shift = guidance(0.05).shift(clean)
     assert torch.allclose(shift.square().mean((1, 2, 3)).sqrt(), torch.tensor([0.05, 0.05]), atol=1e-6)
     assert (reward_of(clean + shift) > reward_of(clean)).all()
+
+
+def test_what_lies_beyond_a_picture_comes_back_and_goes_no_further():
+    def brightness(sign: float) -> RewardGuidance:
+        def reward(view: View, asked: Asked) -> Scored:
+            return Scored(sign * view.pictures.mean((1, 2, 3)), torch.ones(len(view.pictures), dtype=torch.bool))
+
+        reward.needs_whole = False
+        return RewardGuidance(PictureView(lambda latents: latents), reward, Asked(WANTED[:1]), 0.05)
+
+    values = torch.tensor([1.5, 0.2, -1.5, 0.1]).reshape(1, 1, 2, 2)
+    assert brightness(1).shift(values).sign().flatten().tolist() == [0, 1, 1, 1]
+    assert brightness(-1).shift(values).sign().flatten().tolist() == [-1, -1, 0, -1]
 
 
 def test_what_the_reward_can_not_tell_is_left_alone():
