@@ -90,8 +90,21 @@ class Adapter(nn.Module, ABC):
         """Identity tokens (rows, tokens, dim) -> what acts at each layer, by layer or block name."""
 
     def null(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The projector's input (1 row) for nobody, with which guidance compares. Published methods agree on zeros."""
+        """The projector's input for nobody, with which guidance compares: one row for all, or one for each person.
+
+        Published methods agree on zeros.
+        """
         return tuple(torch.zeros_like(one[:1]) for one in inputs)
+
+    def entry(self, tokens: Any, rows: Tensor, **acts: Any) -> Entry:
+        """The adapter's share of a call; a method whose tokens are also read elsewhere puts them in.
+
+        Args:
+            tokens: what `project` made.
+            rows: (rows of the UNet's batch,) which of the tokens each of them has.
+            acts: what else an `Entry` holds.
+        """
+        return Entry(self, **acts)
 
     @classmethod
     def convert(cls, *args: Any, **kwargs: Any) -> tuple[AdapterConfig, dict[str, Tensor]]:
@@ -174,17 +187,20 @@ class Adapter(nn.Module, ABC):
             raise IdgenError(f"images is {images!r}, expected a number of pictures per person from 1")
         given = self.embed(identity, **inputs)
         people = len(given[0])
+        rows = torch.arange(people)
         if guidance:
-            given = tuple(torch.cat(pair) for pair in zip(self.null(*given), given, strict=True))
-        first = int(guidance)
-        positive = (torch.arange(people) + first).repeat_interleave(images)
-        rows = torch.cat([torch.zeros_like(positive), positive]) if guidance else positive
-        parts = self.parts(self.project(*given))
-        names = list(parts)
-        entry = Entry(
-            adapter=self,
+            nobody = self.null(*given)
+            count = len(nobody[0])
+            given = tuple(torch.cat(pair) for pair in zip(nobody, given, strict=True))
+            rows = torch.cat([rows % count, rows + count])
+        rows = rows.repeat_interleave(images)
+        tokens = self.project(*given)
+        parts = self.parts(tokens)
+        entry = self.entry(
+            tokens,
+            rows,
             parts=made_ready(parts, self.layers, rows),
-            scales=layer_scales(scale, names, self.method),
+            scales=layer_scales(scale, list(parts), self.method),
             schedule=schedule,
             mask=as_mask(mask, people, images, guidance),
         )

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from idgen.adapters.base import Adapter, AdapterConfig, Scale
+from idgen.adapters.base import Adapter, AdapterConfig
 from idgen.adapters.call import Conditioning, Entry
 from idgen.adapters.embeddings import People, references
-from idgen.adapters.injections.parts import DecoupledPart, Part, made_ready
+from idgen.adapters.injections.parts import DecoupledPart, Part
 from idgen.adapters.injections.tokens import key_values
 from idgen.adapters.instantid.config import InstantIDConfig
 from idgen.adapters.instantid.convert import convert
 from idgen.adapters.layers import AttentionLayer
-from idgen.adapters.masks import as_mask
-from idgen.adapters.schedule import StepScales, layer_scales
 from idgen.errors import IdgenError
 from idgen.models.resampler import Resampler
 
@@ -88,36 +86,9 @@ class InstantIDAdapter(Adapter):
         """At the cross-attentions, attention over the tokens."""
         return {layer.name: [DecoupledPart(*self.ip[str(layer.index)](tokens))] for layer in self.layers if layer.cross}
 
-    def condition(
-        self,
-        identity: Any,
-        *,
-        images: int = 1,
-        guidance: bool = True,
-        scale: Scale = 1.0,
-        mask: Any | None = None,
-        schedule: StepScales | None = None,
-        **inputs: Any,
-    ) -> Conditioning:
-        """As `Adapter.condition`; the conditioning also carries the tokens for IdentityNet, see `face_tokens`."""
-        if not isinstance(images, int) or images < 1:
-            raise IdgenError(f"images is {images!r}, expected a number of pictures per person from 1")
-        given = self.embed(identity, **inputs)
-        people = len(given[0])
-        if guidance:
-            given = tuple(torch.cat(pair) for pair in zip(self.null(*given), given, strict=True))
-        tokens = self.project(*given)
-        rows = torch.arange(len(tokens)).repeat_interleave(images)
-        parts = made_ready(self.parts(tokens), self.layers, rows)
-        entry = FaceEntry(
-            adapter=self,
-            parts=parts,
-            scales=layer_scales(scale, list(parts), self.method),
-            schedule=schedule,
-            mask=as_mask(mask, people, images, guidance),
-            tokens=tokens[rows],
-        )
-        return Conditioning((entry,), len(rows), guidance)
+    def entry(self, tokens: Any, rows: Tensor, **acts: Any) -> FaceEntry:
+        """With the tokens, for IdentityNet: see `face_tokens`."""
+        return FaceEntry(self, **acts, tokens=tokens[rows])
 
     @classmethod
     def convert(

@@ -88,9 +88,11 @@ class PVAAdapter(Adapter):
         return tokens, there, torch.full_like(there, float(visual_null))
 
     def null(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Nobody is absence, not tokens of zeros: the rows are marked as not to be looked at."""
+        """Nobody is absence, not tokens of zeros: a row that is marked as not to be looked at. With `visual_null` everybody."""
         tokens, shown, visual_null = inputs
-        return tokens[:1], shown[:1] * visual_null[:1], visual_null[:1]
+        if visual_null.any():
+            return inputs
+        return tokens[:1], torch.zeros_like(shown[:1]), visual_null[:1]
 
     def project(self, *inputs: Tensor) -> Tensor:
         """Tokens with a last channel that says whether they are there."""
