@@ -1,4 +1,4 @@
-"""What a set of generated faces is worth, as numbers (DESIGN section 5).
+"""What a set of generated faces is worth, as numbers (docs/evaluate.md).
 
 Everything here takes tensors of embeddings or images and returns small dataclasses; nothing renders,
 generates or opens a weights file. An image on which the detector found no face has an embedding of
