@@ -98,7 +98,7 @@ class Sheet:
         return next((figure.value for figure in self.figures if figure.name == name), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evidence:
     """What is known of the pictures of one evaluation.
 
@@ -125,6 +125,9 @@ class Evidence:
     clip: str | None = None
     captions: Captions | None = None
     processes: Processes = field(default_factory=Processes)
+
+    def __repr__(self) -> str:  # the probe's readings and the photos' pixels have no place in logs
+        return f"Evidence({self.protocol.name}, {len(self.material.generated)} pictures, {self.people} people)"
 
     @property
     def people(self) -> int:

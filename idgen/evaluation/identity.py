@@ -21,13 +21,16 @@ MOST_PAIRS = 20_000_000
 BLOCK = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FaceSet:
     """Embeddings (n, dim), raw or unit, and whose each is (n,) of so many people."""
 
     vectors: Tensor
     person: Tensor
     people: int
+
+    def __repr__(self) -> str:  # embeddings are biometric data: they have no place in logs
+        return f"FaceSet({len(self)} pictures, {self.people} people)"
 
     def __len__(self) -> int:
         return len(self.person)

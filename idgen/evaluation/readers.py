@@ -29,7 +29,7 @@ EMBEDDING = 512
 _COLUMNS = {"score": 1, "size": 2, "landmarks": 10, "sharpness": 2, "light": 3, "picture": PICTURE**2, "face": CROP**2}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FaceTable:
     """What a recogniser and its detector say of n pictures; rows without a face are zero in everything about the face.
 
@@ -61,6 +61,9 @@ class FaceTable:
         named["landmarks"] = named["landmarks"].unflatten(1, (5, 2))
         named["score"] = named["score"][:, 0]
         return cls(vectors=vectors, **named)
+
+    def __repr__(self) -> str:  # embeddings are biometric data: they have no place in logs
+        return f"FaceTable({len(self)} pictures, {int(self.found.sum())} with a face)"
 
     def __len__(self) -> int:
         return len(self.score)

@@ -1,11 +1,19 @@
 """Figures over any number of pictures each: equal to the rectangular ones, and right where the answer is known."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from idgen.evaluation import identity as ragged
+from idgen.evaluation.cache import RowCache
+from idgen.evaluation.evidence import Evidence, Seen, View
 from idgen.evaluation.identity import FaceSet, Scale
+from idgen.evaluation.material import Material, Photo
+from idgen.evaluation.protocol import load_protocol
+from idgen.evaluation.readers import _COLUMNS, FaceTable
 from idgen.metrics import identity as rectangular
 from idgen.metrics import tar_at_far
 
@@ -117,3 +125,20 @@ def test_more_pairs_than_fit_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(part.genuine) == len(whole.genuine) and len(part.impostor) < 0.6 * len(whole.impostor)
     assert part.curve([0.01])[0].threshold == pytest.approx(whole.curve([0.01])[0].threshold, abs=0.08)
     assert len(ragged.photo_pairs(flat(REAL)).genuine) > 30
+
+
+def test_embeddings_do_not_show_in_logs() -> None:
+    photos = FaceSet(torch.full((3, 4), 0.125), torch.tensor([0, 0, 1]), 2)
+    assert repr(photos) == "FaceSet(3 pictures, 2 people)"
+    table = FaceTable.of_rows(torch.full((3, sum(_COLUMNS.values()) + 4), 0.125))
+    seen = Seen(table, photos)
+    shown = [table, seen, View(seen, seen, seen, seen, None)]
+    assert repr(table) == "FaceTable(3 pictures, 3 with a face)"
+    material = Material(["anna", "ben"], [], [], [Photo(np.full((2, 2, 3), 125, np.uint8), "a", 0)])
+    view, cpu = shown[2], torch.device("cpu")
+    probe: Any = (None, photos.vectors, photos.vectors)
+    shown.append(
+        Evidence(load_protocol("mini"), material, None, view, view, seen, probe, RowCache(None), cpu)  # type: ignore[arg-type]
+    )
+    assert repr(shown[3]) == "Evidence(mini, 1 pictures, 2 people)"
+    assert not any("125" in repr(one) for one in shown)
