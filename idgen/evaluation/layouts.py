@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from idgen.errors import IdgenError
-from idgen.evaluation.material import Job, Material, Photo, image_files, subfolders
+from idgen.evaluation.material import Job, Material, Photo, check_text, image_files, subfolders
 from idgen.evaluation.protocol import Protocol
 
 
@@ -184,23 +184,32 @@ def _celebahq_idi(folder: Path, protocol: Protocol) -> Material:
 def _by_metadata(folder: Path, people: Sequence[str]) -> list[Photo]:
     photos = []
     numbers = {name: index for index, name in enumerate(people)}
-    for count, line in enumerate((folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines(), 1):
+    table = folder / "metadata.jsonl"
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows begin a file with a mark
+    except OSError as error:
+        raise IdgenError(f"cannot read {table}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise IdgenError(f"{table} is not UTF-8 ({error.reason}): save it as UTF-8") from None
+    for count, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             name, person, prompt = str(row["file_name"]), str(row["person"]), str(row.get("prompt", ""))
         except (ValueError, KeyError, TypeError):
             raise IdgenError(
-                f"{folder / 'metadata.jsonl'}, line {count}: needs the keys file_name and person (prompt is optional)"
+                f"{table}, line {count}: needs the keys file_name and person (prompt is optional)"
             ) from None
+        for text in (name, prompt):
+            check_text(text, f"{table}, line {count}: a text")
         if person not in numbers:
             raise IdgenError(
                 f"{folder / name} is of {person!r}, who is not among the references{_near(person, people)}"
             )
         if not (folder / name).is_file():
-            raise IdgenError(f"no such file: {folder / name} (metadata.jsonl, line {count})")
+            raise IdgenError(f"no such file: {folder / name} ({table.name}, line {count})")
         photos.append(Photo(folder / name, name, numbers[person], prompt))
     if not photos:
-        raise IdgenError(f"{folder / 'metadata.jsonl'} is empty: it lists the generated images, one JSON object a line")
+        raise IdgenError(f"{table} is empty: it lists the generated images, one JSON object a line")
     return photos
 
 

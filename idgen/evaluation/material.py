@@ -117,23 +117,37 @@ def listed(folder: Path) -> list[Path]:
     """Everything in a folder, by name, numbers in their order.
 
     Raises:
-        IdgenError: it is not there, or not a folder.
+        IdgenError: it is not there, not a folder, or holds a name that is not UTF-8.
     """
     try:
-        return sorted(folder.iterdir(), key=lambda path: natural(path.name))
+        found = sorted(folder.iterdir(), key=lambda path: (natural(path.name), path.name))
     except FileNotFoundError:
         raise IdgenError(f"no such folder: {folder}") from None
     except NotADirectoryError:
         raise IdgenError(f"{folder} is a file: name the folder of images") from None
     except OSError as error:
         raise IdgenError(f"cannot read {folder}: {error.strerror}") from None
+    for path in found:
+        check_text(path.name, f"a name in {folder}")
+    return found
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse what no table nor report could be written with: bytes of another encoding than UTF-8 in the name of a file.
+
+    Raises:
+        IdgenError: shows the text with these bytes written out.
+    """
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    if shown != text:
+        raise IdgenError(f"{what} is not UTF-8 ({shown}): write it anew")
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
     """A key that sorts `2.png` before `10.png`."""
     import re
 
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def check_one_size(photos: Sequence[Photo]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from idgen.evaluation.material import listed, natural
 from tests.evaluation import toys
 from tests.renders import Refused
 
@@ -115,8 +118,30 @@ def test_metadata_that_does_not_fit(says: Any, made: Path) -> None:
     assert "line 1: needs the keys" in says()
     file.write_text(json.dumps({"file_name": "toy00_0.png", "person": "toy0"}))
     assert "did you mean 'toy0" in says()
-    file.write_text(json.dumps({"file_name": "gone.png", "person": "toy00"}))
-    assert "gone.png" in says()
+    file.write_text(json.dumps({"file_name": "gone.png", "person": "toy00"}), encoding="utf-8-sig")
+    assert "no such file" in (line := says()) and "gone.png" in line
+    file.write_text(json.dumps({"file_name": "toy00_0.png", "person": "toy00", "prompt": "\ud800"}))
+    assert "line 1: a text is not UTF-8" in says()
+    file.write_bytes('{"file_name": "toy00_0.png", "person": "zoë"}'.encode("latin-1"))
+    assert "metadata.jsonl is not UTF-8" in says()
+
+
+def test_names_that_no_table_can_be_written_with(says: Any, people: Path, made: Path) -> None:
+    name = os.fsdecode("zoë".encode("latin-1"))
+    try:
+        toys.write_people(people / name, 1)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    assert "is not UTF-8 (zo\\udceb)" in says()
+    (people / name).rename(people.parent / "besides")
+    toys.save(made / f"toy00_{name}.png", toys.photo(0, 1))
+    assert "is not UTF-8" in says()
+
+
+def test_numbers_in_names_are_decimal_and_no_two_names_are_equal() -> None:
+    assert natural("anna5²") == [(1, 0, "anna"), (0, 5, ""), (1, 0, "²")]
+    shuffled = SimpleNamespace(iterdir=lambda: iter([Path("a1.png"), Path("a10.png"), Path("a01.png")]))
+    assert [path.name for path in listed(shuffled)] == ["a01.png", "a1.png", "a10.png"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
