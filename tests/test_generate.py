@@ -172,8 +172,9 @@ def test_a_prompt_leads_the_pictures_as_far_as_asked(anna, tmp_path, capsys):
     (doubt,) = generate(capsys, anna, "-n", 1, "-o", tmp_path, "--prompt", "a smiling knight")["warnings"][1:]
     assert doubt.startswith("--prompt: the mini family knows") and doubt.endswith("and not knight")
     assert "--prompt" in refused(capsys, anna, "--text-guidance", 2)
+    assert "--prompt" in refused(capsys, anna, "--words-guidance", 0.02)
     assert "--prompt is empty" in refused(capsys, anna, "--prompt", " ")
-    assert "scale of the words" in refused(capsys, anna, *prompt, "--text-guidance", -1)
+    assert "from 0 up" in refused(capsys, anna, *prompt, "--text-guidance", -1)
 
 
 def test_what_is_no_adapter_is_one_line(anna, tmp_path, capsys):

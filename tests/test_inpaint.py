@@ -157,7 +157,7 @@ def test_references_of_several_people_are_noted_or_refused(files, capfd, refused
         (("--region", "eyes", "-o", "out.jpg"), "let the name end in .png"),
         (("--region", "eyes", "--steps", "0"), "not a whole number above 0"),
         (("--region", "eyes", "--steps", "5000"), "num_inference_steps is 5000, expected 1 to 1000"),
-        (("--region", "eyes", "--guidance", "nan"), "guidance_scale is nan, expected a finite number"),
+        (("--region", "eyes", "--guidance", "nan"), "'nan' is not a number from 0 up"),
         (("--region", "eyes", "--text-control"), "add --guidance 6"),
         (("--region", "eyes", "--model", "nowhere"), "no such folder"),
         (("--region", "eyes", "--encoder", "nowhere"), "no face encoder"),

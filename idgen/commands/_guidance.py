@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from typing import Any
+
+from idgen.commands._numbers import share
 
 
 def add_identity_guidance(parser: argparse.ArgumentParser) -> None:
@@ -40,20 +41,10 @@ def unknown_words(args: argparse.Namespace, tokenizer: Any) -> list[str]:
 
 def _add(parser: argparse.ArgumentParser, flag: str, what: str, usual: str) -> None:
     text = f"{what}; 0 not at all (default: {usual} with mini, else 0)"
-    parser.add_argument(flag, type=_strength, metavar="STRENGTH", help=text)
+    parser.add_argument(flag, type=share, metavar="STRENGTH", help=text)
 
 
 def _asked(args: argparse.Namespace, given: float | None, usual: float) -> float:
     if given is not None:
         return given
     return usual if args.model == "mini" else 0.0
-
-
-def _strength(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value

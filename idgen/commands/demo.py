@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idgen.commands._numbers import count, zero_or_above
 from idgen.console import say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -34,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for the pictures (default: demo)"
     )
-    parser.add_argument("-n", "--images", type=_count, default=4, metavar="N", help="pictures to generate (default: 4)")
-    parser.add_argument("--steps", type=_count, default=20, metavar="N", help="denoising steps (default: 20)")
+    parser.add_argument("-n", "--images", type=count, default=4, metavar="N", help="pictures to generate (default: 4)")
+    parser.add_argument("--steps", type=count, default=20, metavar="N", help="denoising steps (default: 20)")
     parser.add_argument(
-        "--guidance", type=float, default=1.1, metavar="SCALE", help="1 turns guidance off (default: 1.1)"
+        "--guidance", type=zero_or_above, default=1.1, metavar="SCALE", help="1 turns guidance off (default: 1.1)"
     )
 
 
@@ -237,9 +238,3 @@ def _sheet(
         ],
         columns=max(4, min(len(images), 8)),
     )
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)

@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from idgen.commands._numbers import count
+
 HELP = "measure whether generated pictures show the person, with a judge that took no part; or test a recogniser"
 
 
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="a.b=c", help="another value for one setting of the protocol"
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt per line, in place of the protocol's")
-    parser.add_argument("--batch", type=_count, default=16, metavar="N", help="pictures computed at once (default: 16)")
+    parser.add_argument("--batch", type=count, default=16, metavar="N", help="pictures computed at once (default: 16)")
     parser.add_argument(
         "--base", metavar="NAME", help="Stable Diffusion 1.5 hub id or folder for weights that need one"
     )
@@ -66,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of `idgen synth` with the mini family's training people",
     )
-    parser.add_argument("--workers", type=_count, metavar="N", help="rendering processes (default: one per core)")
+    parser.add_argument("--workers", type=count, metavar="N", help="rendering processes (default: one per core)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -100,9 +102,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         },
         "metrics": outcome.content["metrics"],
     }
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)

@@ -17,6 +17,7 @@ from idgen.commands._guidance import (
     unknown_words,
     words_guidance,
 )
+from idgen.commands._numbers import count, finite, zero_or_above
 from idgen.console import note, progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -41,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("generated"), metavar="DIR", help="folder (default: generated)"
     )
-    parser.add_argument("-n", "--images", type=_count, default=4, metavar="N", help="of each person (default: 4)")
-    parser.add_argument("--steps", type=_count, default=20, metavar="N", help="denoising steps (default: 20)")
+    parser.add_argument("-n", "--images", type=count, default=4, metavar="N", help="of each person (default: 4)")
+    parser.add_argument("--steps", type=count, default=20, metavar="N", help="denoising steps (default: 20)")
     parser.add_argument(
-        "--guidance", type=float, metavar="SCALE", help="1 turns guidance off (default: 1.1 with mini, else 3)"
+        "--guidance", type=zero_or_above, metavar="SCALE", help="1 turns guidance off (default: 1.1 with mini, else 3)"
     )
     add_identity_guidance(parser)
     parser.add_argument(
@@ -54,10 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " leads there",
     )
     parser.add_argument(
-        "--text-guidance", type=float, metavar="SCALE", help="how far the prompt leads (default: 3; 0 not at all)"
+        "--text-guidance",
+        type=zero_or_above,
+        metavar="SCALE",
+        help="how far the prompt leads (default: 3; 0 not at all)",
     )
     add_words_guidance(parser, "0.02")
-    parser.add_argument("--batch", type=_count, default=4, metavar="N", help="images computed at once (default: 4)")
+    parser.add_argument("--batch", type=count, default=4, metavar="N", help="images computed at once (default: 4)")
     parser.add_argument(
         "--model",
         default="mini",
@@ -71,11 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adapter",
         type=Path,
         metavar="FILE",
-        help="what train/lora.py learned of the person, or train/reward.py of all",
+        help="what train/lora.py learned of the person, or train/reward.py (subject: arc2face) of all",
     )
     parser.add_argument(
         "--strength",
-        type=float,
+        type=finite,
         metavar="S",
         help="of the adapter: 0 is the model without it, 1 as trained (default: 1)",
     )
@@ -106,6 +110,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise IdgenError("--strength is of an adapter: pass its file with --adapter")
     if args.text_guidance is not None and args.prompt is None:
         raise IdgenError("--text-guidance is of a prompt: pass one with --prompt")
+    if args.words_guidance is not None and args.prompt is None:
+        raise IdgenError("--words-guidance is of a prompt: pass one with --prompt")
     if args.prompt is not None and not args.prompt.strip():
         raise IdgenError("--prompt is empty: say what the pictures are to show, or leave it out")
     _check_inputs(args.inputs)
@@ -286,9 +292,3 @@ def _write_sheet(args: argparse.Namespace, people: list[Person], pictures: list[
     path = args.out / "sheet.png"
     save_png(path, contact_sheet(rows, columns=max(4, min(args.images, 8))))
     return path
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)

@@ -14,6 +14,7 @@ from idgen.commands._guidance import (
     unknown_words,
     words_guidance,
 )
+from idgen.commands._numbers import count, zero_or_above
 from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -51,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", type=Path, metavar="PNG", help="also write the portrait, its hole and the filling")
     parser.add_argument("--prompt", help='what to paint, <new1> being the person (default: "photo of a <new1> person")')
     parser.add_argument("--person", type=Path, metavar="FILE", help="weights that were personalised for the person")
-    parser.add_argument("--steps", type=positive, default=20, metavar="N", help="denoising steps (default: 20)")
+    parser.add_argument("--steps", type=count, default=20, metavar="N", help="denoising steps (default: 20)")
     parser.add_argument(
-        "--guidance", type=float, default=1.0, metavar="SCALE", help="1 turns guidance off (default: 1)"
+        "--guidance", type=zero_or_above, default=1.0, metavar="SCALE", help="1 turns guidance off (default: 1)"
     )
     parser.add_argument(
         "--text-control", action="store_true", help="guidance stresses the prompt's words and not the person"
@@ -201,10 +202,3 @@ def _side_by_side(done: InpaintedPhoto) -> Image.Image:
 
     tiles = [done.before, done.masked, done.after]
     return contact_sheet([SheetRow(tiles, ["before", "what the model sees", "filled"])], columns=3)
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, of a flag."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 from typing import Any
 
-from idgen.commands.inpaint import add_model_flags, load_model, positive
+from idgen.commands._numbers import above_zero, count, zero_or_above
+from idgen.commands.inpaint import add_model_flags, load_model
 from idgen.console import note, progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="visual",
         help="trains the attention to the person's tokens, or LoRA on the attention to text (default: visual)",
     )
-    parser.add_argument("--steps", type=positive, default=40, metavar="N", help="training steps (default: 40)")
+    parser.add_argument("--steps", type=count, default=40, metavar="N", help="training steps (default: 40)")
     parser.add_argument(
         "--learning-rate",
         type=above_zero,
@@ -95,26 +95,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
     }
-
-
-def above_zero(text: str) -> float:
-    """A number above 0, of a flag."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def zero_or_above(text: str) -> float:
-    """A number from 0 up, of a flag."""
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idgen.commands._guidance import add_identity_guidance, identity_guidance
+from idgen.commands._numbers import count, zero_or_above
 from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_output
@@ -56,9 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --ref: keep what was read of the references here (.safetensors); without: use it in their place",
     )
     parser.add_argument("--strict", action="store_true", help="refuse where there would be a warning")
-    parser.add_argument("--steps", type=_count, default=20, metavar="N", help="denoising steps (default: 20)")
+    parser.add_argument("--steps", type=count, default=20, metavar="N", help="denoising steps (default: 20)")
     parser.add_argument(
-        "--guidance", type=float, default=1.5, metavar="SCALE", help="how far to follow the references (default: 1.5)"
+        "--guidance",
+        type=zero_or_above,
+        default=1.5,
+        metavar="SCALE",
+        help="how far to follow the references (default: 1.5)",
     )
     add_identity_guidance(parser)
     parser.add_argument(
@@ -124,8 +129,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.compare:
         save_png(args.compare, _side_by_side(args, restored))
         report["compare"] = args.compare
-    count = len(restored.faces)
-    say(f"{count} face{'s' * (count != 1)} restored in {seconds:.1f} s -> {args.output}")
+    faces = len(restored.faces)
+    say(f"{faces} face{'s' * (faces != 1)} restored in {seconds:.1f} s -> {args.output}")
     return report
 
 
@@ -197,9 +202,3 @@ def _side_by_side(args: argparse.Namespace, restored: RestoredPhoto) -> Any:
     rows += [SheetRow([face.before, face.after], title=f"face {index}") for index, face in enumerate(restored.faces, 1)]
     rows += [SheetRow([load_image(path) for path in person], title="references") for person in args.ref]
     return contact_sheet(rows, cell=320, columns=2)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
