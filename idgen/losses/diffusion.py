@@ -23,7 +23,7 @@ class Noised:
     noisy: Tensor  # (batch, channels, h, w)
     target: Tensor  # like noisy
     timesteps: Tensor  # (batch,) int64
-    weights: Tensor  # (batch,)
+    weights: Tensor  # (batch,), of mean 1 over all times
 
 
 def add_noise(scheduler: Any, latents: Tensor, gamma: float = math.inf) -> Noised:
@@ -35,22 +35,23 @@ def add_noise(scheduler: Any, latents: Tensor, gamma: float = math.inf) -> Noise
 
 
 def noised_at(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor, gamma: float = math.inf) -> Noised:
-    """`add_noise` with times (batch,) and noise (like `latents`) that are given; an infinite gamma weighs all times alike."""
-    snr = compute_snr(scheduler, timesteps)
-    # v-prediction: the loss in v already carries SNR + 1 of the loss in x0; the loss in the noise carries SNR.
-    if scheduler.config.prediction_type == "v_prediction":
-        target, weights = scheduler.get_velocity(latents, noise, timesteps), snr.clamp_max(gamma) / (snr + 1)
-    else:
-        target, weights = noise, snr.clamp_max(gamma) / snr.clamp_min(1e-8)
-    if math.isinf(gamma):
-        weights = torch.ones_like(snr)
-    return Noised(scheduler.add_noise(latents, noise, timesteps), target, timesteps, weights)
+    """`add_noise` with times (batch,) and noise (like `latents`) that are given; an infinite gamma weighs all times alike.
+
+    Args:
+        scheduler: any with `alphas_cumprod` and a `prediction_type`, also one that is meant for sampling. Its own `add_noise` is
+            not asked: those of the solvers know only the times that they sample at, and Euler's leaves the latents unscaled.
+    """
+    abar = scheduler.alphas_cumprod.to(latents)[timesteps].view(-1, 1, 1, 1)
+    signal, spread = abar**0.5, (1 - abar) ** 0.5
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = signal * noise - spread * latents if velocity else noise
+    return Noised(signal * latents + spread * noise, target, timesteps, _weights(scheduler, timesteps, gamma))
 
 
 def denoising_loss(prediction: Tensor, noised: Noised) -> Tensor:
-    """Weighted mean squared error, normalised so that the weights' mean does not change the learning rate."""
+    """Weighted mean squared error."""
     errors = (prediction.float() - noised.target).pow(2).mean((1, 2, 3))
-    return (errors * noised.weights).mean() / noised.weights.mean()
+    return (errors * noised.weights).mean()
 
 
 def predicted_latents(scheduler: Any, prediction: Tensor, noised: Noised) -> Tensor:
@@ -59,3 +60,14 @@ def predicted_latents(scheduler: Any, prediction: Tensor, noised: Noised) -> Ten
     if scheduler.config.prediction_type == "v_prediction":
         return alpha.sqrt() * noised.noisy - (1 - alpha).sqrt() * prediction.float()
     return (noised.noisy - (1 - alpha).sqrt() * prediction.float()) / alpha.sqrt().clamp_min(1e-4)
+
+
+def _weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights (batch,), 1 in the mean over all times: gamma does not change the learning rate."""
+    if math.isinf(gamma):
+        return torch.ones(len(timesteps), device=timesteps.device)
+    snr = compute_snr(scheduler, torch.arange(len(scheduler.alphas_cumprod), device=timesteps.device))
+    # v-prediction: the loss in v already carries SNR + 1 of the loss in x0; the loss in the noise carries SNR.
+    carried = snr + 1 if scheduler.config.prediction_type == "v_prediction" else snr.clamp_min(1e-8)
+    weights = snr.clamp_max(gamma) / carried
+    return (weights / weights.mean())[timesteps]

@@ -20,4 +20,4 @@ def masked_denoising_loss(prediction: Tensor, noised: Noised, masks: Tensor) -> 
     """
     errors = (prediction.float() - noised.target).pow(2).mean(1, keepdim=True)  # (batch, 1, h, w)
     weights = masks * noised.weights.view(-1, 1, 1, 1)
-    return (errors * weights).sum() / weights.sum().clamp_min(1e-8)
+    return (errors * weights).sum() / masks.sum().clamp_min(1e-8)
