@@ -159,6 +159,9 @@ class Checkpoints:
         # Of several processes on CPUs each has a "cpu:0", which torch can not load to.
         device = self.accelerator.device if self.accelerator.device.type != "cpu" else "cpu"
         state = load_training_state(path / STATE, device)
+        asked = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
         try:
             if self.accelerator.distributed_type in SHARDED:
                 self.accelerator.load_state(str(path))
@@ -168,6 +171,9 @@ class Checkpoints:
                 if self.accelerator.scaler and state["scaler"]:
                     self.accelerator.scaler.load_state_dict(state["scaler"])
             self.average.load_state_dict(state["average"])
+            # The optimiser took up the old settings with its moments: those that are asked for now count.
+            for group, settings in zip(self.optimizer.param_groups, asked, strict=True):
+                group.update(settings)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise IdgenError(

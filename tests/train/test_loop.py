@@ -203,6 +203,22 @@ def test_a_resumed_training_with_other_settings_says_which_and_how_to_go_on(tmp_
     assert max(_losses(tmp_path)) == 60
 
 
+class Halved(Line):
+    """The same at half the learning rate."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [group | {"rate": 0.5} for group in super().groups()]
+
+
+def test_the_optimiser_goes_on_with_the_changed_settings_that_were_asked_for(tmp_path: Path) -> None:
+    fit(Line, _config(tmp_path, max_train_steps=20))
+    fit(Halved, _config(tmp_path, adam_weight_decay=0.5, adam_beta2=0.9, resume_changed=True))
+    state = _state(tmp_path)["optimizer"]
+    assert {float(one["step"]) for one in state["state"].values()} == {40}, "its moments were kept"
+    (group,) = state["param_groups"]
+    assert (group["rate"], group["weight_decay"], tuple(group["betas"])) == (0.5, 0.5, (0.9, 0.9))
+
+
 class Wider(Line):
     """Another model under the same settings."""
 
