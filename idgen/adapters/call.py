@@ -46,7 +46,7 @@ class Entry:
         return replace(self, parts=parts, mask=mask)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Active:
     """A part at the moment it acts. `mask` is (rows or 1, picture tokens, 1)."""
 
@@ -71,7 +71,7 @@ class Conditioning:
     entries: tuple[Entry, ...]
     rows: int
     guided: bool
-    _masks: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict, init=False, compare=False)
+    _masks: dict[tuple, Tensor] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -92,21 +92,24 @@ class Conditioning:
             )
         return Conditioning(self.entries + other.entries, self.rows, self.guided)
 
-    def mask(self, index: int, size: tuple[int, int], tokens: int) -> Tensor | None:
-        """(rows or 1, tokens, 1) the mask of an entry at a layer of so many picture tokens, made once per resolution.
+    def mask(self, index: int, size: tuple[int, int], hidden: Tensor) -> Tensor | None:
+        """(rows or 1, picture tokens, 1) the mask of an entry at a layer, made once per resolution, device and dtype.
 
         Args:
             size: (height, width) of the latents.
+            hidden: (rows, picture tokens, hidden) at the layer.
         """
         mask = self.entries[index].mask
         if mask is None:
             return None
-        key = (index, *size, tokens)
+        tokens = hidden.shape[1]
+        key = (index, *size, tokens, hidden.device, hidden.dtype)
         if key not in self._masks:
             height, width = size
             while height * width > tokens:  # as the UNet halves
                 height, width = -(-height // 2), -(-width // 2)
-            self._masks[key] = F.interpolate(mask.float(), (height, width), mode="area").flatten(2).transpose(1, 2)
+            shrunk = F.interpolate(mask.float(), (height, width), mode="area")
+            self._masks[key] = shrunk.flatten(2).transpose(1, 2).to(hidden)
         return self._masks[key]
 
     def negative(self) -> Conditioning:
@@ -160,11 +163,13 @@ class Step:
                 factor = entry.schedule.at(timestep)
                 if not torch.compiler.is_compiling() and factor.ndim == 0:
                     factor = float(factor)  # a step at rest then costs nothing
+                else:
+                    factor = factor.to(sample)  # a wider dtype would spread to what it multiplies
             factors.append(factor)
         return cls(conditioning, size, factors)
 
-    def active(self, name: str, tokens: int) -> list[list[Active]]:
-        """What acts at a layer or block of so many picture tokens: one list per entry that does, in order."""
+    def active(self, name: str, hidden: Tensor) -> list[list[Active]]:
+        """What acts at a layer or block on hidden (rows, picture tokens, hidden): one list per entry that does, in order."""
         acting = []
         for index, (entry, factor) in enumerate(zip(self.conditioning.entries, self.factors, strict=True)):
             parts = entry.parts.get(name)
@@ -172,6 +177,6 @@ class Step:
             if not parts or scale == 0 or (isinstance(factor, float) and factor == 0):
                 continue
             now = scale * factor if isinstance(factor, float) else (scale * factor).reshape(-1, 1, 1)
-            mask = self.conditioning.mask(index, self.size, tokens)
+            mask = self.conditioning.mask(index, self.size, hidden)
             acting.append([Active(part, now, mask) for part in parts])
         return acting

@@ -127,7 +127,7 @@ class HostProcessor:
         if idgen is not None:
             for normed, mask in idgen.norms.pop(self.layer.name, ()):
                 hidden_states = normed if mask is None else hidden_states + mask.to(normed) * (normed - hidden_states)
-            entries = idgen.active(self.layer.name, hidden_states.shape[1])
+            entries = idgen.active(self.layer.name, hidden_states)
             if entries:
                 return _attend_all(attn, hidden_states, encoder_hidden_states, attention_mask, entries)
         return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -141,7 +141,7 @@ class HostFuser:
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
         norms = []
-        for entry in step.active(self.layer.block, hidden.shape[1]):
+        for entry in step.active(self.layer.block, hidden):
             for active in entry:
                 assert isinstance(active.part, GatedPart)
                 hidden = _where(active.mask, active.part.act(hidden, active.scale), hidden)
@@ -194,7 +194,7 @@ def _attend_all(
     out = attend(attn, hidden, context, mask, [active for entry in together for active in entry])
     apart = [entry for entry in entries if _needs_blending(entry)]
     if apart:
-        plain = attend(attn, hidden, context, mask, [])
+        plain = attend(attn, hidden, context, mask, []) if together else out
         for entry in apart:
             joint = next((active for active in entry if isinstance(active.part, JointPart)), None)
             unmasked = [Active(active.part, active.scale, None) for active in entry]
