@@ -29,7 +29,7 @@ class _Heard(Exception):
     """The last layer that is listened to has spoken; the rest of the UNet need not run."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Listener(LowRankPart):
     """Changes nothing, and keeps what the layer's keys are made of: it travels with the call, so threads do not meet."""
 

@@ -35,7 +35,7 @@ Combine = Literal["add", "ortho", "ortho_v2"]
 Projection = Literal["q", "k", "v", "out"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LowRankPart:
     """Changes of the layer's projections by name: `up(down(x))`, weights (rank, in) and (out, rank).
 
@@ -68,7 +68,7 @@ class LowRankPart:
         return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JointPart:
     """Further keys and values in the layer's own softmax.
 
@@ -97,7 +97,7 @@ class JointPart:
         return replace(self, key=self.key[rows], value=self.value[rows], bias=bias, blocks=blocks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DecoupledPart:
     """Attention of its own over identity tokens, whose result is added to the text attention's, ahead of the output projection.
 
@@ -179,7 +179,7 @@ class DecoupledPart:
         return F.pad(logits, (0, 0, 0, self.zeros)).softmax(2)[:, :, : logits.shape[2]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GatedPart:
     """Gated self-attention of the picture over itself and the identity tokens, between a block's own two attentions.
 

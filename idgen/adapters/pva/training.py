@@ -17,7 +17,7 @@ from idgen.adapters.pva.prompt import PersonPrompts, encode_prompts
 from idgen.losses.diffusion import Noised, denoising_loss, noised_at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HoleBatch:
     """Pictures with a hole, in latents, and whose they are.
 
