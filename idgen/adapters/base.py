@@ -233,10 +233,15 @@ class Adapter(nn.Module, ABC):
             dtype: other than the UNet's, such as float32 for training.
             options: what a published file does not say of itself; see the method.
         Raises:
-            IdgenError: the file is missing, broken, of another method or base, or a key is missing, unknown or misshapen.
+            IdgenError: the file is missing, broken, of another method or base, or a key is missing, unknown or misshapen;
+                options for a file that `save` wrote, which says all.
         """
-        metadata = load_metadata(path) if Path(path).suffix == ".safetensors" else {}
+        metadata = header(path)
         own = metadata.get("format") == ADAPTER
+        if own and options:
+            raise IdgenError(
+                f"{path} was saved with its settings and takes no others: leave {', '.join(map(repr, options))} out"
+            )
         tensors = load_weights(path, allow_empty=own)  # a method may have no weights, only settings
         if own:
             if metadata.get("method") != cls.method:
@@ -251,7 +256,10 @@ class Adapter(nn.Module, ABC):
             config, state = cls.convert(tensors, layers, source=source, **options)
         adapter = cls(config, layers)
         load_strict(adapter, state, f"{cls.method} adapter from {path}")
-        return adapter.to(device=unet.device, dtype=dtype or unet.dtype).eval()
+        device = (
+            "cpu" if unet.device.type == "meta" else unet.device
+        )  # offloaded layer by layer: the weights are not there
+        return adapter.to(device=device, dtype=dtype or unet.dtype).eval()
 
     @classmethod
     def _described(cls, metadata: Mapping[str, str], path: Any) -> tuple[AdapterConfig, list[AttentionLayer]]:
@@ -262,6 +270,11 @@ class Adapter(nn.Module, ABC):
             raise IdgenError(
                 f"{path} was saved by another version of idgen ({error}): convert the published file again"
             ) from error
+
+
+def header(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a file says of itself: `"format"` is `idgen.formats.ADAPTER` where `Adapter.save` wrote it; {} of pickles."""
+    return load_metadata(path) if Path(path).suffix == ".safetensors" else {}
 
 
 def adapters_in(unet: UNet2DConditionModel) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from idgen.adapters.base import Adapter
+from idgen.adapters.base import Adapter, header
 from idgen.adapters.registry import adapter_class, methods
 from idgen.conversion import find_weights
 from idgen.errors import IdgenError
@@ -21,16 +21,19 @@ def load_adapter(path: str | os.PathLike[str], unet: UNet2DConditionModel, **opt
     Args:
         path: a file, or `owner/name@revision:path/in/it` on the hub.
         unet: only looked at: it says which layers there are.
-        options: `dtype`, and what the method cannot read off the file; see its `convert`.
+        options: `dtype`, and what the method cannot read off a published file; see its `convert`.
     Raises:
         IdgenError: as `Adapter.from_pretrained`, or the file is no adapter's.
     """
     file = find_weights(path)
-    report = inspect_weights(file)
-    own = report.metadata.get("method") if report.metadata.get("format") == ADAPTER else None
-    name = own or report.method
-    if name is None or name not in methods():
-        meaning = MEANINGS.get(report.metadata.get("format", ""))
-        what = meaning or f"{report.title}: `idgen convert --inspect` says more"
-        raise IdgenError(f"{path} is no identity adapter but {what}")
+    metadata = header(file)
+    if metadata.get("format") == ADAPTER:
+        name = metadata.get("method", "")
+    else:
+        report = inspect_weights(file)
+        if report.method is None or report.method not in methods():
+            meaning = MEANINGS.get(metadata.get("format", ""))
+            what = meaning or f"{report.title}: `idgen convert --inspect` says more"
+            raise IdgenError(f"{path} is no identity adapter but {what}")
+        name = report.method
     return adapter_class(name).from_pretrained(file, unet, **options)

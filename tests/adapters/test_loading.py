@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from idgen import checkpoint
 from idgen.adapters import load_adapter
 from idgen.adapters.ip_faceid import IPFaceIDAdapter
+from idgen.adapters.pva.sources import load_adapter as load_pva
 from idgen.adapters.wplus import WPlusAdapter
 from idgen.conversion import convert_weights
 from idgen.errors import IdgenError
-from tests.adapters.bases import tiny_unet
+from tests.adapters.bases import call_arguments, predict, tiny_unet
 from tests.adapters.cases import CASES
 from tests.layouts import LAYOUTS, write
 
@@ -48,6 +50,47 @@ def test_published_and_converted_files_load_the_same(tmp_path):
     for file in (path, tmp_path / "converted.safetensors"):
         loaded = load_adapter(file, unet)
         assert all(torch.equal(value, adapter.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("load", [load_adapter, WPlusAdapter.from_pretrained], ids=["load_adapter", "from_pretrained"])
+def test_options_for_a_file_that_says_all_are_named(load, tmp_path):
+    unet = tiny_unet("sd15")
+    WPLUS.build(unet).save(tmp_path / "a.safetensors")
+    with pytest.raises(IdgenError, match=r"a\.safetensors.*'nonsense', 'zeros'"):
+        load(tmp_path / "a.safetensors", unet, nonsense=1, zeros=8)
+    assert load(tmp_path / "a.safetensors", unet, dtype=torch.float16).kv is not None
+
+
+def test_a_saved_adapter_is_read_once_and_may_hold_settings_only(tmp_path, monkeypatch):
+    unet = tiny_unet("sd15")
+    cache = next(case for case in CASES if case.method == "cachekv").build(unet)
+    cache.save(tmp_path / "cache.safetensors")
+    monkeypatch.setattr(checkpoint, "sha256", lambda path: pytest.fail("read a second time"))
+    loaded = load_adapter(tmp_path / "cache.safetensors", unet)
+    assert loaded.method == "cachekv" and loaded.config == cache.config
+
+
+def test_pva_loads_what_it_saved(tmp_path):
+    unet = tiny_unet("sd2-inpaint")
+    adapter = next(case for case in CASES if case.method == "pva").build(unet)
+    adapter.save(tmp_path / "pva.safetensors")
+    loaded = load_pva(tmp_path / "pva.safetensors", unet)
+    assert all(torch.equal(value, adapter.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_an_adapter_for_a_unet_that_is_offloaded_layer_by_layer_has_its_weights(tmp_path):
+    from accelerate import cpu_offload
+
+    unet = tiny_unet("sd15")
+    adapter = WPLUS.build(unet)
+    arguments = call_arguments(unet, 2)
+    adapter.inject(unet)
+    expected = predict(unet, arguments, adapter.condition([WPLUS.person(0)]))
+    adapter.eject().save(tmp_path / "a.safetensors")
+    cpu_offload(unet, "cpu")
+    assert unet.device.type == "meta"
+    loaded = load_adapter(tmp_path / "a.safetensors", unet).inject(unet)
+    torch.testing.assert_close(predict(unet, arguments, loaded.condition([WPLUS.person(0)])), expected)
 
 
 def test_another_file_is_said_to_be_what_it_is(tmp_path):
