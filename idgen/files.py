@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,13 +47,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
-def check_output(path: str | os.PathLike[str]) -> Path:
+def check_output(path: str | os.PathLike[str], *, folder: bool = False) -> Path:
     """Check, before any work is done, that `path` (a file or folder to come) can be written; nothing stays behind.
 
+    Args:
+        folder: files are to be written into `path`.
+
     Raises:
-        IdgenError: its nearest existing parent is not a folder, or is read-only.
+        IdgenError: its nearest existing parent is not a folder, or is read-only; or it is a file and is to be a folder.
     """
     path = Path(path)
+    if folder and path.exists() and not path.is_dir():
+        raise IdgenError(f"cannot write into {path}: it is a file; name a folder for the output")
     # A file that exists is replaced through its folder; a folder that exists is written into.
     parent = path if path.is_dir() else path.parent
     try:
@@ -66,6 +71,31 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise _cannot_write(path, error) from error
     return path
+
+
+def check_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Check, before any work is done, that no file to be written would replace one that is read, nor another one.
+
+    Raises:
+        IdgenError: an output is an input, by whatever name or link, or is named twice.
+    """
+    read, written = {_place(path) for path in inputs}, set()
+    for path in outputs:
+        place = _place(path)
+        if place in read:
+            raise IdgenError(f"{path} is a file to read, and would be replaced: give the output another name")
+        if place in written:
+            raise IdgenError(f"{path} is named for two outputs: give each a name of its own")
+        written.add(place)
+
+
+def _place(path: str | os.PathLike[str]) -> tuple[int, int] | str:
+    """The same for all names of a file; of one that is not there yet, where its name leads."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 def _cannot_write(path: Path, error: OSError) -> IdgenError:

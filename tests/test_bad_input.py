@@ -208,6 +208,23 @@ def test_a_pickle_that_would_run_code_never_runs(
 # Output that can not be written, and work that is broken off
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "absent.safetensors"),
+        ("demo",),
+        ("evaluate", "absent"),
+        ("evaluate", "absent", "--protocol", "mini_pairs"),
+        ("synth", "--people", "1", "--shots", "1"),
+    ],
+    ids=" ".join,
+)
+def test_a_file_in_place_of_a_folder_is_said_first(words: tuple[str, ...], refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    line = refused(*words, "--out", tmp_path / "out")
+    assert "is a file" in line and "name a folder" in line
+
+
 @pytest.mark.parametrize("command", ["embed", "generate", "demo", "synth"])
 @pytest.mark.parametrize("place", ["in-the-way/out", "/proc/idgen/out"])
 def test_an_output_folder_that_can_not_be_written(

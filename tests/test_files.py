@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from idgen.errors import IdgenError
-from idgen.files import atomic_write, check_output
+from idgen.files import atomic_write, check_apart, check_output
 
 
 def test_the_file_appears_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -70,3 +70,31 @@ def test_check_output_leaves_nothing_behind(tmp_path: Path) -> None:
     check_output(tmp_path / "new" / "folder" / "out.png")
     check_output(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_no_folder_to_write_into(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    check_output(file)
+    check_output(tmp_path, folder=True)
+    check_output(tmp_path / "new", folder=True)
+    with pytest.raises(IdgenError, match="file: it is a file; name a folder"):
+        check_output(file, folder=True)
+
+
+@pytest.mark.parametrize("name", ["photo.png", "folder/../photo.png", "hard.png", "soft.png"])
+def test_an_output_that_is_an_input_by_any_name_is_refused(tmp_path: Path, name: str) -> None:
+    photo = tmp_path / "photo.png"
+    photo.touch()
+    (tmp_path / "folder").mkdir()
+    os.link(photo, tmp_path / "hard.png")
+    (tmp_path / "soft.png").symlink_to(photo)
+    with pytest.raises(IdgenError, match=f"{name} is a file to read"):
+        check_apart([tmp_path / "new.png", tmp_path / name], [tmp_path / "other.png", photo])
+
+
+def test_two_outputs_have_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_apart(["a.png", "b.png"], ["c.png", "c.png"])
+    with pytest.raises(IdgenError, match=r"a\.png is named for two outputs"):
+        check_apart(["a.png", tmp_path / "a.png"], [])

@@ -245,7 +245,21 @@ def test_mistakes_are_one_line_and_leave_nothing(anna, photo, tmp_path, capsys):
     ):
         assert message in refused(capsys, *arguments, "-o", out)
         assert not out.exists(), arguments
-    assert str(file) in refused(capsys, anna, "-o", file)
+    assert f"{file}: it is a file; name a folder" in refused(capsys, anna, "-o", file, "--model", "nonsense")
+
+
+def test_no_picture_replaces_a_photo_or_another_picture(anna, photo, tmp_path, capsys):
+    for name in ("person_02.png", "sheet.png"):
+        given = tmp_path / name
+        given.write_bytes(photo.read_bytes())
+        words = (given, "--sheet", "--model", "nonsense", "-o", tmp_path)
+        assert f"{given} is a file to read" in refused(capsys, *words, "-n", 2)
+        assert given.read_bytes() == photo.read_bytes()
+    twice = tmp_path / "other" / "anna.safetensors"
+    third = tmp_path / "anna-1.safetensors"
+    for file in (twice, third):
+        Identity.load(anna).save(file)
+    assert "anna-1_01.png is named for two outputs" in refused(capsys, anna, twice, third, "-o", tmp_path)
 
 
 def test_an_interruption_leaves_whole_pictures_only(anna, tmp_path, capsys, monkeypatch):

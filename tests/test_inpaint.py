@@ -171,6 +171,15 @@ def test_mistakes_are_one_line(files, refused, words, message, monkeypatch):
     assert message in refused("inpaint", "photo.png", *words)
 
 
+def test_no_picture_replaces_a_photo_or_another_picture(files, refused, monkeypatch):
+    monkeypatch.chdir(files)
+    words = ("inpaint", "photo.png", "--mask", "mask.png", "--ref", "a.png")
+    for name in ("photo.png", "mask.png", "a.png"):
+        assert f"{name} is a file to read" in refused(*words, "-o", name)
+        assert f"{name} is a file to read" in refused(*words, "--compare", name)
+    assert "inpainted.png is named for two outputs" in refused(*words, "--compare", "inpainted.png")
+
+
 def test_no_face_for_a_region_is_one_line(files, refused, monkeypatch):
     empty = Detections(torch.zeros(0, 4), torch.zeros(0, 5, 2), torch.zeros(0))
     monkeypatch.setattr(MiniDetector, "detect", lambda self, images, threshold=0.5: [empty for _ in images])

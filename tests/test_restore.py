@@ -170,3 +170,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(bad, tmp_path, refused: Refuse
     assert "other weights" in refused("restore", bad, "--cache", tmp_path / "other.safetensors", *out)
     assert "no such" in refused("restore", bad, "--cache", tmp_path / "missing.safetensors", *out)
     assert "no such file or folder" in refused("restore", bad, "--model", tmp_path / "nowhere", *out)
+
+
+def test_no_picture_replaces_a_photo_or_another_picture(bad, tmp_path, refused: Refused, monkeypatch):
+    photo, reference = tmp_path / "photo.png", tmp_path / "reference.png"
+    for path in (photo, reference):
+        Image.open(REFERENCES[0]).save(path)
+    words = ("restore", photo, "--ref", reference)
+    for path in (photo, reference):
+        assert f"{path} is a file to read" in refused(*words, "-o", path)
+        assert f"{path} is a file to read" in refused(*words, "-o", tmp_path / "good.png", "--compare", path)
+    monkeypatch.chdir(tmp_path)
+    assert "restored.png is named for two outputs" in refused(*words, "--compare", "restored.png")

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from idgen.provenance import save_png
     from idgen.weights import find_mini
 
-    check_output(args.out)
+    check_output(args.out, folder=True)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     references, others = example_photos("reference"), example_photos("other")

@@ -8,7 +8,7 @@ from typing import Any
 
 from idgen.console import note, say
 from idgen.errors import IdgenError
-from idgen.files import check_output
+from idgen.files import check_apart, check_output
 
 HELP = "find the face in photos of one person and save who it is to an identity file"
 
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.output.suffix != ".safetensors":
         raise IdgenError(f"{args.output}: an identity is saved as safetensors: let the name end in .safetensors")
     check_output(args.output)
+    check_apart([args.output], args.photos)
     from idgen.agreement import doubts
     from idgen.faces import FaceEncoder
 

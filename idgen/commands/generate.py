@@ -20,7 +20,7 @@ from idgen.commands._guidance import (
 from idgen.commands._numbers import count, finite, zero_or_above
 from idgen.console import note, progress, say
 from idgen.errors import IdgenError
-from idgen.files import check_output
+from idgen.files import check_apart, check_output
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from idgen.pipelines import Arc2FacePipeline
 
 HELP = "generate new pictures of a person from photos or an identity file"
+
+PHOTOGRAPHED = "person"  # who is given by photos: their files have no name to go by
+SHEET = "sheet.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +108,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from idgen.agreement import doubts
     from idgen.devices import resolve_device, resolve_dtype
+    from idgen.provenance import save_png
 
     if args.strength is not None and args.adapter is None:
         raise IdgenError("--strength is of an adapter: pass its file with --adapter")
@@ -115,10 +119,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.prompt is not None and not args.prompt.strip():
         raise IdgenError("--prompt is empty: say what the pictures are to show, or leave it out")
     _check_inputs(args.inputs)
-    check_output(args.out)
+    check_output(args.out, folder=True)
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     people = _load_people(args.inputs)
+    names = [person.name for person in people] or [PHOTOGRAPHED]
+    paths = [args.out / f"{name}_{number:02d}.png" for name in names for number in range(1, args.images + 1)]
+    check_apart([*paths, *([args.out / SHEET] if args.sheet else [])], args.inputs)
     if args.guidance is None:  # what the bars are measured with, and what Arc2Face's authors use
         args.guidance = 1.1 if args.model == "mini" else 3.0
     pipe = _load_pipeline(args, device, dtype)
@@ -132,7 +139,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     embeds = pipe.encode_identity([person.identity for person in people])
     jobs = [(person, image) for person in range(len(people)) for image in range(args.images)]
     pictures: list[Image.Image] = []
-    paths: list[Path] = []
     seconds = 0.0
     say(
         f"{len(jobs)} image{'s' * (len(jobs) != 1)} of {len(people)} on {device} in {str(dtype).removeprefix('torch.')}"
@@ -148,10 +154,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             generator=[torch.Generator().manual_seed((args.seed + image) % 2**63) for _, image in batch],
         ).images
         seconds += time.perf_counter() - start
-        paths += [
-            _save(args.out, people[person].name, number, image)
-            for (person, number), image in zip(batch, images, strict=True)
-        ]
+        for path, image in zip(paths[len(pictures) :], images, strict=False):
+            save_png(path, image)
         pictures += images
     report: dict[str, Any] = {
         "images": paths,
@@ -212,7 +216,7 @@ def _embed(args: argparse.Namespace, recogniser: str) -> Person:
     from idgen.faces import FaceEncoder
 
     encoder = FaceEncoder.from_pretrained(args.encoder or recogniser, device=args.device)
-    return Person("person", encoder(args.inputs))
+    return Person(PHOTOGRAPHED, encoder(args.inputs))
 
 
 def _load_pipeline(args: argparse.Namespace, device: Any, dtype: Any) -> Arc2FacePipeline:
@@ -269,14 +273,6 @@ def _guided(args: argparse.Namespace, pipe: Arc2FacePipeline) -> Callable[[list[
     return lambda people: guide_identity(encoder, pipe.vae, people, strength).guided(pipe)
 
 
-def _save(folder: Path, name: str, number: int, image: Image.Image) -> Path:
-    from idgen.provenance import save_png
-
-    path = folder / f"{name}_{number + 1:02d}.png"
-    save_png(path, image)
-    return path
-
-
 def _write_sheet(args: argparse.Namespace, people: list[Person], pictures: list[Image.Image]) -> Path:
     from PIL import Image
 
@@ -289,6 +285,6 @@ def _write_sheet(args: argparse.Namespace, people: list[Person], pictures: list[
             crops = [Image.fromarray(crop.numpy()) for crop in person.identity.crops]
             rows.append(SheetRow(crops, title=f"{person.name}: references"))
         rows.append(SheetRow(pictures[index * args.images :][: args.images], title=f"{person.name}: generated"))
-    path = args.out / "sheet.png"
+    path = args.out / SHEET
     save_png(path, contact_sheet(rows, columns=max(4, min(args.images, 8))))
     return path

@@ -17,7 +17,7 @@ from idgen.commands._guidance import (
 from idgen.commands._numbers import count, zero_or_above
 from idgen.console import note, say
 from idgen.errors import IdgenError
-from idgen.files import check_output
+from idgen.files import check_apart, check_output
 
 if TYPE_CHECKING:
     import torch
@@ -80,11 +80,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise IdgenError(f"unknown region {args.region!r}: use one of {', '.join(REGIONS)}")
     if args.text_control and not args.guidance > 1:
         raise IdgenError("--text-control is a kind of guidance: add --guidance 6, or leave it out")
-    for path in (args.output, args.compare):
-        if path is not None and path.suffix.lower() != ".png":
+    pictures = [path for path in (args.output, args.compare) if path is not None]
+    for path in pictures:
+        if path.suffix.lower() != ".png":
             raise IdgenError(f"{path}: generated pictures are written as PNG: let the name end in .png")
-        if path is not None:
-            check_output(path)
+        check_output(path)
+    check_apart(pictures, [args.photo, *args.ref, *([args.mask] if args.mask else [])])
     photo = load_image(args.photo)
     mask = load_mask(args.mask, photo.size) if args.mask else None
     for path in args.ref:

@@ -11,7 +11,7 @@ from idgen.commands._numbers import above_zero, count, zero_or_above
 from idgen.commands.inpaint import add_model_flags, load_model
 from idgen.console import note, progress, say
 from idgen.errors import IdgenError
-from idgen.files import check_output
+from idgen.files import check_apart, check_output
 
 HELP = "adapt inpainting to one person by 40 steps of training on their photos; one photo is enough"
 
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.output.suffix != ".safetensors":
         raise IdgenError(f"{args.output}: a person is kept as safetensors: let the name end in .safetensors")
     check_output(args.output)
+    check_apart([args.output], args.photos)
     photos = [load_image(path) for path in args.photos]
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)

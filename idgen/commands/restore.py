@@ -11,7 +11,7 @@ from idgen.commands._guidance import add_identity_guidance, identity_guidance
 from idgen.commands._numbers import count, zero_or_above
 from idgen.console import note, say
 from idgen.errors import IdgenError
-from idgen.files import check_output
+from idgen.files import check_apart, check_output
 
 if TYPE_CHECKING:
     import torch
@@ -138,11 +138,11 @@ def _check(args: argparse.Namespace) -> None:
     """What can be said before any model is loaded."""
     from idgen.imageio import load_image
 
-    for path in (args.output, args.compare):
-        if path is not None and path.suffix.lower() != ".png":
+    pictures = [path for path in (args.output, args.compare) if path is not None]
+    for path in pictures:
+        if path.suffix.lower() != ".png":
             raise IdgenError(f"{path}: generated pictures are written as PNG: let the name end in .png")
-        if path is not None:
-            check_output(path)
+        check_output(path)
     if args.cache is not None and len(args.ref) > 1:
         raise IdgenError(
             "--cache keeps one person's references: name those of one person, or restore one after the other"
@@ -151,8 +151,10 @@ def _check(args: argparse.Namespace) -> None:
         if args.cache.suffix != ".safetensors":
             raise IdgenError(f"{args.cache}: references are kept as safetensors: let the name end in .safetensors")
         check_output(args.cache)
+    references = [path for person in args.ref for path in person]
+    check_apart(pictures, [args.photo, *references])
     load_image(args.photo)
-    for path in (path for person in args.ref for path in person):
+    for path in references:
         if not path.is_file():
             load_image(path)  # says what is wrong
 
