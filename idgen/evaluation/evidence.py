@@ -34,14 +34,6 @@ class Seen:
         person = torch.tensor([photo.person for photo in photos], dtype=torch.long)
         return cls(table, FaceSet(table.vectors, person, people))
 
-    def joined(self, other: Seen) -> Seen:
-        """Both, of the same people."""
-        parts = {
-            name: torch.cat([getattr(self.table, name), getattr(other.table, name)])
-            for name in self.table.__dataclass_fields__
-        }
-        return Seen(FaceTable(**parts), self.set.joined(other.set))
-
 
 @dataclass(frozen=True)
 class View:
@@ -51,7 +43,7 @@ class View:
         made: the generated pictures.
         references: the photos that the generator saw.
         others: photos of the same people that it did not see.
-        real: references (those that nobody showed it included) and others.
+        real: all photos of the people, in the order of `Material.photos`.
         training: people of the training, numbered by themselves; None where they are not known.
     """
 
@@ -134,13 +126,16 @@ class Evidence:
         return len(self.material.people)
 
     @property
-    def real_photos(self) -> list[Photo]:
-        """In the order of `View.real`."""
-        return [*self.material.references, *self.material.others]
+    def originals(self) -> Tensor:
+        """(n,): where in `View.real` the original of each generated picture is; -1 where it has none."""
+        place: dict[Photo | None, int] = {photo: index for index, photo in enumerate(self.material.photos)}
+        return torch.tensor([place.get(photo.target, -1) for photo in self.material.generated], dtype=torch.long)
 
 
 def shown_references(material: Material, protocol: Protocol) -> list[Photo]:
-    """The references that the generator sees: the first few of each person."""
+    """The references that the generator sees: the first few of each person, or of each picture to be repaired."""
+    if material.jobs:
+        return list(dict.fromkeys(photo for job in material.jobs for photo in job.references[: protocol.seen]))
     counts: dict[int, int] = {}
     shown = []
     for photo in material.references:
@@ -181,8 +176,7 @@ def gather(
         from idgen.models.probe import load_probe
 
         reader = ProbeReader(load_probe(device=device))
-        photos = [*material.references, *material.others]
-        made, real = (cache.rows(reader, part, what="probe", **kept) for part in (material.generated, photos))
+        made, real = (cache.rows(reader, part, what="probe", **kept) for part in (material.generated, material.photos))
         probe = (reader, made, real)
     return Evidence(
         protocol, material, who, judged, other, lookalikes, probe, cache, device, seed, batch, clip, captions, processes
@@ -215,8 +209,8 @@ def _view(
     shown = shown_references(material, protocol)
     references = seen(shown, "references")
     check_references(shown, references.table.found, reader.encoder.recogniser, material.people)
-    others, reserved = seen(material.others, "other photos"), seen(material.references, "references")
+    others, real = seen(material.others, "other photos"), seen(material.photos, "photos")
     training = None
     if material.training:
         training = seen(material.training, "training", 1 + max(photo.person for photo in material.training))
-    return View(seen(material.generated, "generated"), references, others, reserved.joined(others), training)
+    return View(seen(material.generated, "generated"), references, others, real, training)

@@ -64,6 +64,7 @@ def find_flags(
     real: FaceTable,
     real_set: FaceSet,
     *,
+    originals: Tensor,
     nearest: Tensor | None,
     real_mistaken: float,
     judge_score: Tensor,
@@ -74,6 +75,7 @@ def find_flags(
     Args:
         made, made_set: the generated pictures, as the judge reads them, and whose they are.
         real, real_set: the people's photos, references and others.
+        originals: (n,) where in `real` the picture is that each one should have become, of which it can be no copy; -1 for none.
         nearest: (n,) person that each picture is taken for, -1 for none; None where nobody is enrolled.
         real_mistaken: share of real photos that are taken for somebody else.
         judge_score, conditioning_score: (n,) id_score of each picture by the judge, and by the recogniser that the generator was
@@ -86,12 +88,12 @@ def find_flags(
         "No face is found in {images} pictures ({share}): they count as failures.",
         _share(~real.found),
     )
-    findings.copied_from = _nearest_photo(made, made_set, real, real_set)
+    findings.copied_from = _nearest_photo(made, made_set, real, real_set, originals)
     findings.mark(
         "reference pasted in",
         findings.copied_from > COPY,
         "The face of {images} pictures ({share}) is a copy of a photo of the person: likeness to photos says nothing about them.",
-        _share(_nearest_photo(real, real_set, real, real_set, itself=False) > COPY),
+        _share(_nearest_photo(real, real_set, real, real_set, torch.arange(len(real)), mirror=False) > COPY),
     )
     repeated = _repeated(made.picture)
     findings.mark(
@@ -148,9 +150,13 @@ def reference_gap(made: FaceSet, references: FaceSet, others: FaceSet, scale: Sc
 
 
 def _nearest_photo(
-    made: FaceTable, made_set: FaceSet, real: FaceTable, real_set: FaceSet, itself: bool = True
+    made: FaceTable, made_set: FaceSet, real: FaceTable, real_set: FaceSet, left_out: Tensor, mirror: bool = True
 ) -> Tensor:
-    """(n,): the highest correlation of each face with the faces in its person's photos, straight or mirrored; 0 without."""
+    """(n,): the highest correlation of each face with the faces in its person's photos, straight or mirrored; 0 without.
+
+    Args:
+        left_out: (n,) the photo that is not counted for each picture; -1 for none.
+    """
     best = torch.zeros(len(made))
     side = round(real.face.shape[1] ** 0.5)
     mirrored = real.face.unflatten(1, (side, side)).flip(2).flatten(1)
@@ -161,11 +167,11 @@ def _nearest_photo(
         if not len(mine) or not len(photos):
             continue
         alike = faces[mine] @ straight[photos].T
-        if not itself:
-            alike[mine[:, None] == photos[None]] = -1
         # Mirrored faces are only asked of made pictures: a frontal real photo is nearly its own mirror image.
-        other = faces[mine] @ mirrored[photos].T if itself else alike
-        best[mine] = torch.maximum(alike, other).amax(1).clamp_min(0)
+        if mirror:
+            alike = torch.maximum(alike, faces[mine] @ mirrored[photos].T)
+        alike[left_out[mine][:, None] == photos[None]] = -1
+        best[mine] = alike.amax(1).clamp_min(0)
     return best
 
 

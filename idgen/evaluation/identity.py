@@ -43,12 +43,6 @@ class FaceSet:
         """Some of the pictures."""
         return replace(self, vectors=self.vectors[chosen], person=self.person[chosen])
 
-    def joined(self, other: FaceSet) -> FaceSet:
-        """Both sets' pictures of the same people."""
-        return replace(
-            self, vectors=torch.cat([self.vectors, other.vectors]), person=torch.cat([self.person, other.person])
-        )
-
     def counts(self) -> Tensor:
         """(people,): pictures of each."""
         return torch.bincount(self.person, minlength=self.people)

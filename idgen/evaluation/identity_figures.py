@@ -23,7 +23,7 @@ from idgen.evaluation.identity import (
 )
 from idgen.evaluation.results import Figure, NotRun
 from idgen.metrics.bootstrap import bootstrap_means
-from idgen.metrics.identity import unit
+from idgen.metrics.identity import found, unit
 
 NO_OTHERS = "no photos of the people besides the references: add some, more than the protocol's `references`"
 
@@ -42,6 +42,7 @@ def identity(evidence: Evidence, sheet: Sheet) -> None:
             bootstrap_means(per_person(to_references, made), seed=seed),
         )
     )
+    _to_originals(evidence, sheet)
     if not len(view.others.set.seen()):
         for name in ("id_score", "cosine_to_others", "reference_gap"):
             sheet.skip(name, NO_OTHERS)
@@ -245,6 +246,24 @@ def _by_maker(evidence: Evidence, sheet: Sheet) -> None:
     interval = scale.interval(own, ~own.isnan(), evidence.seed)
     title = "id_score by the recogniser that they were made with (not evidence: compare it with the judge's)"
     sheet.add(Figure.of("id_score_by_the_conditioning_recogniser", title, interval))
+
+
+def _to_originals(evidence: Evidence, sheet: Sheet) -> None:
+    """Cosine to the very photo that each picture should have become, in restoration and inpainting."""
+    view, originals = evidence.judge, evidence.originals
+    if not bool((originals >= 0).all()):
+        return
+    made, photos = view.made.set, view.real.set.vectors[originals]
+    cosines = (unit(made.vectors).double() * unit(photos)).sum(1).where(found(photos), torch.nan)
+    sheet.columns["cosine_to_original"] = cosines.tolist()
+    known = ~cosines.isnan()
+    if not known.any():
+        sheet.skip("cosine_to_original", "no original shows a face")
+        return
+    own = per_person(cosines[known], made.only(known))
+    there = ~own.isnan()
+    interval = bootstrap_means(own[there], seed=evidence.seed)
+    sheet.add(Figure.of("cosine_to_original", "cosine to the original itself", interval, note=_over(there)))
 
 
 def _over(chosen: Tensor) -> str:

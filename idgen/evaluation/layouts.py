@@ -7,7 +7,9 @@ import csv
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +80,20 @@ def read_generated(folder: Path, material: Material) -> list[Photo]:
     whose name it begins with.
 
     Raises:
-        IdgenError: an empty folder, a picture of nobody known, people without a picture.
+        IdgenError: an empty folder, a picture of nobody known, people or targets without a picture.
     """
     if material.jobs:
-        photos = _by_target(folder, [job.target for job in material.jobs])
+        photos = _by_target(folder, material.jobs)
     elif (folder / "metadata.jsonl").is_file():
         photos = _by_metadata(folder, material.people)
     else:
         photos = _by_place(folder, material.people)
+    done = {photo.target for photo in photos}
+    left = [job.result for job in material.jobs if job.target not in done]
+    if left:
+        raise IdgenError(
+            f"{folder} holds no result of {len(left)} of the {len(material.jobs)} originals ({_some(left)}): make them"
+        )
     missing = [name for i, name in enumerate(material.people) if not any(photo.person == i for photo in photos)]
     if missing:
         raise IdgenError(
@@ -138,26 +146,42 @@ def _photos(folder: Path, protocol: Protocol) -> Material:
 
 
 def _ffhq_ref(folder: Path, protocol: Protocol) -> Material:
-    """reference_mapping/test_references.csv: gt_image, lq_image (optional), ref_image (a list); pictures in images512x512."""
+    """reference_mapping/test_references.csv: gt_image, lq_image (optional), ref_image (a list); pictures in images512x512.
+
+    Several rows are of one person (of the published test set 857 of 150): those that share a picture. Each picture keeps
+    the references of its own row.
+    """
     table = folder / "reference_mapping" / "test_references.csv"
     try:
         with open(table, encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
-        listed = [(Path(row["gt_image"]), row.get("lq_image"), ast.literal_eval(row["ref_image"])) for row in rows]
+        listed = [
+            (Path(row["gt_image"]), row.get("lq_image"), [Path(name) for name in ast.literal_eval(row["ref_image"])])
+            for row in rows
+        ]
     except FileNotFoundError:
         raise IdgenError(f"no {table}: --references is the folder of FFHQ-Ref as its authors publish it") from None
-    except (KeyError, ValueError, SyntaxError, OSError, csv.Error) as error:
+    except (KeyError, TypeError, ValueError, SyntaxError, OSError, csv.Error) as error:
         raise IdgenError(f"{table} is not FFHQ-Ref's table of gt_image, ref_image ({type(error).__name__})") from None
     pictures = folder / "images512x512" if (folder / "images512x512").is_dir() else folder
     kind = "severe" if "severe" in protocol.name else "moderate"
     degraded = folder / "test_images" / f"{kind}_degrad"
-    references, others, jobs = [], [], []
-    for index, (original, low_quality, shown) in enumerate(listed):
-        target = _photo(pictures / original, pictures, index)
-        references += [_photo(pictures / name, pictures, index) for name in shown[: protocol.references]]
-        others.append(target)
-        jobs.append(Job(index, Path(low_quality) if low_quality else degraded / original.name, target))
-    return Material([original.stem for original, _, _ in listed], references, others, jobs=jobs)
+    person = _joined([[original, *shown] for original, _, shown in listed])
+    photos: dict[Path, Photo] = {}
+
+    def photo(name: Path, index: int) -> Photo:
+        return photos.setdefault(name, _photo(pictures / name, pictures, index))
+
+    people: dict[int, str] = {}  # called after the first of their pictures
+    jobs = []
+    for index, (original, low_quality, shown) in zip(person, listed, strict=True):
+        target, own = photo(original, index), [photo(name, index) for name in shown[: protocol.references]]
+        job = Job(index, Path(low_quality) if low_quality else degraded / target.name, target, own)
+        people.setdefault(index, job.result)
+        jobs.append(job)
+    _check_results(jobs, table)
+    references = dict.fromkeys(one for job in jobs for one in job.references)
+    return Material(list(people.values()), list(references), [job.target for job in jobs], jobs=jobs)
 
 
 def _celebahq_idi(folder: Path, protocol: Protocol) -> Material:
@@ -171,14 +195,47 @@ def _celebahq_idi(folder: Path, protocol: Protocol) -> Material:
         raise IdgenError(f"no {table}: --references is the folder of CelebAHQ-IDI as its authors publish it") from None
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise IdgenError(f"{table} is not CelebAHQ-IDI's annotation ({type(error).__name__} {error})") from None
+    pictures = folder / "image"
     references, others, jobs = [], [], []
     for index, (_, shown, infer) in enumerate(pairs):
-        references += [_photo(folder / "image" / name, folder, index) for name in shown]
+        own = [_photo(pictures / name, pictures, index) for name in shown]
+        references += own
         for name in infer:
-            target = _photo(folder / "image" / name, folder, index)
+            target = _photo(pictures / name, pictures, index)
             others.append(target)
-            jobs.append(Job(index, folder / "image" / name, target, folder / protocol.masks / f"{Path(name).stem}.png"))
+            job = Job(index, pictures / name, target, own)
+            jobs.append(replace(job, mask=folder / protocol.masks / f"{job.result}.png"))
+    _check_results(jobs, table)
     return Material([name for name, _, _ in pairs], references, others, jobs=jobs)
+
+
+def _joined(groups: Sequence[Sequence[Path]]) -> list[int]:
+    """For each group of names a number, the same for groups that share a name, be it by way of others; in order from 0."""
+    root = list(range(len(groups)))
+
+    def top(index: int) -> int:
+        while root[index] != index:
+            index = root[index]
+        return index
+
+    first: dict[Path, int] = {}
+    for index, names in enumerate(groups):
+        for name in names:
+            one, other = sorted((top(index), top(first.setdefault(name, index))))
+            root[other] = one
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(top(index), len(numbers)) for index in range(len(groups))]
+
+
+def _check_results(jobs: Sequence[Job], table: Path) -> None:
+    """Refuse originals whose results could not be told apart, or would lie outside their folder."""
+    names = [job.result for job in jobs]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise IdgenError(f"{table} lists {twice} twice: the results are named after the originals, one for each")
+    outside = next((name for name in names if ".." in Path(name).parts), None)
+    if outside is not None:
+        raise IdgenError(f"{table} lists {outside}, which lies outside the folder of its pictures")
 
 
 def _by_metadata(folder: Path, people: Sequence[str]) -> list[Photo]:
@@ -231,20 +288,25 @@ def _by_place(folder: Path, people: Sequence[str]) -> list[Photo]:
     return photos
 
 
-def _by_target(folder: Path, targets: Sequence[Photo]) -> list[Photo]:
-    stems = {Path(target.name).stem: target for target in targets}
+def _by_target(folder: Path, jobs: Sequence[Job]) -> list[Photo]:
+    targets = {job.result: job.target for job in jobs}
     photos = []
-    for path in [*image_files(folder), *(path for part in subfolders(folder) for path in image_files(part))]:
-        owner = _owner(path.stem, list(stems))
+    for path in _all_images(folder):
+        name = path.relative_to(folder)
+        # In the original's own folder, or, where originals lie in none, in any.
+        owner = _owner(name.with_suffix("").as_posix(), list(targets)) or _owner(path.stem, list(targets))
         if owner is None:
             raise IdgenError(
-                f"{path} is named after none of the {len(stems)} originals, such as {next(iter(stems))}.png"
+                f"{path} is named after none of the {len(targets)} originals, such as {next(iter(targets))}.png"
             )
-        target = stems[owner]
-        photos.append(Photo(path, path.relative_to(folder).as_posix(), target.person, target=target))
+        photos.append(Photo(path, name.as_posix(), targets[owner].person, target=targets[owner]))
     if not photos:
         raise IdgenError(f"{folder} holds no images: put the results there, named after the originals")
     return photos
+
+
+def _all_images(folder: Path) -> list[Path]:
+    return [*image_files(folder), *(path for part in subfolders(folder) for path in _all_images(part))]
 
 
 def _owner(stem: str, names: Sequence[str]) -> str | None:

@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -61,12 +61,26 @@ class Photo:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One picture to make from a degraded or masked one, by restoration and inpainting protocols."""
+    """One picture to make from a degraded or masked one, by restoration and inpainting protocols.
+
+    Attributes:
+        person: whom it shows.
+        image: what it is made from.
+        target: what it should become; the result bears its name.
+        references: photos for this picture, which may be the targets of others.
+        mask: white where it is to be filled.
+    """
 
     person: int
     image: Path
     target: Photo
+    references: Sequence[Photo]
     mask: Path | None = None
+
+    @property
+    def result(self) -> str:
+        """What the result is called, as a path without suffix."""
+        return self.target.name.removesuffix(PurePosixPath(self.target.name).suffix)
 
 
 @dataclass
@@ -90,6 +104,11 @@ class Material:
     jobs: list[Job] = field(default_factory=list)
     training: list[Photo] = field(default_factory=list)
     lookalikes: list[Photo] = field(default_factory=list)
+
+    @property
+    def photos(self) -> list[Photo]:
+        """All real photos of the people, each once: the reference of one picture may be the target of another."""
+        return list(dict.fromkeys([*self.references, *self.others]))
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -287,7 +287,7 @@ def _rate(evidence: Evidence, sheet: Sheet, name: str, title: str) -> None:
     reader = _RateReader(name, load_rating(name, evidence.device))
     kept = {"batch": 8, "what": name, "processes": evidence.processes}
     made = evidence.cache.rows(reader, evidence.material.generated, **kept)[:, 0]  # type: ignore[arg-type]
-    real = evidence.cache.rows(reader, evidence.real_photos, **kept)[:, 0]  # type: ignore[arg-type]
+    real = evidence.cache.rows(reader, evidence.material.photos, **kept)[:, 0]  # type: ignore[arg-type]
     sheet.columns[name] = made.tolist()
     interval = bootstrap_means(per_person(made, evidence.judge.made.set), seed=evidence.seed)
     sheet.add(Figure.of(name, title, interval, {"real photos": float(real.mean())}))
@@ -296,7 +296,7 @@ def _rate(evidence: Evidence, sheet: Sheet, name: str, title: str) -> None:
 def _features(evidence: Evidence) -> tuple[Tensor, Tensor, str]:
     """Features of generated pictures, of the photos that they are held against, and the network's name."""
     name = evidence.protocol.features
-    made, real = evidence.material.generated, evidence.real_photos
+    made, real = evidence.material.generated, evidence.material.photos
     if made[0].target is not None:
         real = list(dict.fromkeys(_targets(evidence)))
     if name == "judge":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,6 @@ import torch
 
 from idgen.console import progress
 from idgen.errors import IdgenError
-from idgen.evaluation.evidence import shown_references
 from idgen.evaluation.generate import Source, picture_seed
 from idgen.evaluation.material import Job, Material, Photo
 from idgen.evaluation.processes import Processes
@@ -34,33 +34,29 @@ def repair(
     batch: int = 4,
     processes: Processes | None = None,
 ) -> list[Photo]:
-    """Every job's picture as out/ORIGINAL.png; those that are there are kept.
+    """Every job's picture as out/ORIGINAL.png, in folders as the originals are; those that are there are kept.
 
     Raises:
         IdgenError: a degraded picture or a mask is not there.
     """
     processes = processes or Processes()
-    names = [Path(job.target.name).stem for job in material.jobs]
-    missing = [i for i, name in enumerate(names) if not (out / f"{name}.png").is_file()]
+    names = [f"{job.result}.png" for job in material.jobs]
+    missing = [i for i, name in enumerate(names) if not (out / name).is_file()]
     for i in missing:
         _check(material.jobs[i], protocol)
     missing = missing[processes.index :: processes.count]
-    shown: dict[int, list[Photo]] = {}
-    for photo in shown_references(material, protocol):
-        shown.setdefault(photo.person, []).append(photo)
     starts = range(0, len(missing), batch)
     for start in progress(starts, len(starts), protocol.task) if missing else ():
         part = missing[start : start + batch]
         jobs = [material.jobs[i] for i in part]
         generators = [torch.Generator().manual_seed(picture_seed(seed, i)) for i in part]
-        people = [shown[job.person] for job in jobs]
+        people = [job.references[: protocol.seen] for job in jobs]
         make = _inpaint if protocol.task == "inpaint" else _restore
         for i, picture in zip(part, make(source, encoder, jobs, people, generators, protocol), strict=True):
-            save_png(out / f"{names[i]}.png", picture)
+            save_png(out / names[i], picture)
     processes.wait()
     return [
-        Photo(out / f"{name}.png", f"{name}.png", job.person, target=job.target)
-        for name, job in zip(names, material.jobs, strict=True)
+        Photo(out / name, name, job.person, target=job.target) for name, job in zip(names, material.jobs, strict=True)
     ]
 
 
@@ -68,7 +64,7 @@ def _restore(
     source: Source,
     _: Any,
     jobs: list[Job],
-    people: list[list[Photo]],
+    people: list[Sequence[Photo]],
     generators: list[torch.Generator],
     protocol: Protocol,
 ) -> list[Image.Image]:
@@ -81,7 +77,7 @@ def _inpaint(
     source: Source,
     encoder: FaceEncoder,
     jobs: list[Job],
-    people: list[list[Photo]],
+    people: list[Sequence[Photo]],
     generators: list[torch.Generator],
     protocol: Protocol,
 ) -> list[Image.Image]:

@@ -141,13 +141,13 @@ def _grids(evidence: Evidence, sheet: Sheet, findings: Findings) -> list[str]:
 
 
 def _cell(evidence: Evidence, index: int, text: str) -> str:
-    """A reference, another photo and the picture, side by side."""
+    """A reference, another photo (the original, where there is one) and the picture, side by side."""
     material = evidence.material
     photo = material.generated[index]
-    beside = [
+    reference, other = (
         next((p for p in photos if p.person == photo.person), None) for photos in (material.references, material.others)
-    ]
-    pictures = [_picture(shown) for shown in (*beside, photo) if shown is not None]
+    )
+    pictures = [_picture(shown) for shown in (reference, photo.target or other, photo) if shown is not None]
     strip = Image.new("RGB", (len(pictures) * (CELL + 2), CELL), "white")
     for place, picture in enumerate(pictures):
         strip.paste(picture, (place * (CELL + 2), 0))

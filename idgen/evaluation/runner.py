@@ -136,6 +136,7 @@ def flag(evidence: Evidence, sheet: Sheet) -> Findings:
         view.made.set,
         view.real.table,
         view.real.set,
+        originals=evidence.originals,
         nearest=retrieve(view.made.set, gallery).nearest,
         real_mistaken=mistaken,
         judge_score=scores,

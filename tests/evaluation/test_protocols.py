@@ -75,6 +75,65 @@ def test_refldm_on_ffhq_ref(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert float(rows[2]["psnr"]) > 25
 
 
+def write_shared_ffhq_ref(folder: Path) -> Path:
+    """Three people of three pictures with the same names in folders of their own, each restored from the next one(s)."""
+    (folder / "reference_mapping").mkdir(parents=True)
+    with (folder / "reference_mapping" / "test_references.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["gt_image", "ref_image"])
+        for shot in range(3):
+            for person in range(3):
+                toys.save(folder / "images512x512" / f"p{person}" / f"s{shot}.png", toys.photo(person, shot))
+                shown = [f"p{person}/s{(shot + 1) % 3}.png", f"p{person}/s{(shot + 2) % 3}.png"][: 1 + person % 2]
+                rows.writerow([f"p{person}/s{shot}.png", str(shown)])
+    return folder
+
+
+def test_rows_that_share_a_picture_are_of_one_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_shared_ffhq_ref(tmp_path / "ffhq")
+    material = read_references(data, load_protocol("refldm_severe"))
+    assert material.people == ["p0/s0", "p1/s0", "p2/s0"]
+    assert [(job.person, job.result) for job in material.jobs][:4] == [
+        (0, "p0/s0"),
+        (1, "p1/s0"),
+        (2, "p2/s0"),
+        (0, "p0/s1"),
+    ]
+    assert [photo.name for photo in material.jobs[4].references] == ["p1/s2.png", "p1/s0.png"]
+    assert material.jobs[0].references[0] is material.jobs[3].target and len(material.photos) == 9
+    for person in range(3):
+        for shot in range(3):
+            noise = np.random.default_rng(shot).normal(0, 2, (112, 112, 3))
+            restored = np.clip(toys.photo(person, shot) + noise, 0, 255).astype(np.uint8)
+            toys.save(tmp_path / "restored" / f"p{person}" / f"s{shot}.png", restored)
+    words = ["--protocol", "refldm_severe", "--references", data, "--out", tmp_path / "out"]
+    result = evaluate(capsys, tmp_path / "restored", *words)
+    assert result["people"] == 3 and result["images"] == 9
+    figures = result["metrics"]
+    assert figures["psnr"]["value"] > 35  # each was held against its own original
+    assert figures["cosine_to_original"]["value"] > 0.99 > figures["cosine_to_others"]["value"]
+    # A restoration must be like its original: that makes no copy of it, while one of another photo is one.
+    assert result["flags"] == []
+    toys.save(tmp_path / "restored" / "p1" / "s2.png", toys.photo(1, 0))
+    evaluate(capsys, tmp_path / "restored", *words)
+    rows = {row["image"]: row["flags"] for row in csv.DictReader((tmp_path / "out" / "metrics.csv").open())}
+    assert [name for name, flags in rows.items() if "reference pasted in" in flags] == ["p1/s2.png"]
+
+
+def test_originals_without_a_result_or_of_one_name_are_named(refused: Refused, tmp_path: Path) -> None:
+    data = write_shared_ffhq_ref(tmp_path / "ffhq")
+    for person in range(3):
+        toys.save(tmp_path / "restored" / f"p{person}" / "s0.png", toys.photo(person, 0))
+    words = ["--protocol", "refldm_severe", "--references", data, "--out", tmp_path / "out", "--judge", "judge"]
+    assert "no result of 6 of the 9 originals (p0/s1" in refused("evaluate", tmp_path / "restored", *words)
+    table = data / "reference_mapping" / "test_references.csv"
+    whole = table.read_text()
+    table.write_text(whole + "p0/s0.jpg,\"['p0/s1.png']\"\n")
+    assert "lists p0/s0 twice" in refused("evaluate", tmp_path / "restored", *words)
+    table.write_text(whole + "../s0.png,\"['p0/s1.png']\"\n")
+    assert "outside the folder" in refused("evaluate", tmp_path / "restored", *words)
+
+
 def test_results_of_another_size_or_name_are_named(refused: Refused, tmp_path: Path) -> None:
     data = write_ffhq_ref(tmp_path / "ffhq")
     for person in range(4):

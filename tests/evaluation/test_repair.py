@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from idgen.cli import main
-from idgen.pipelines import PVAInpaintPipeline
+from idgen.pipelines import PVAInpaintPipeline, ReferenceRestorePipeline
 from tests.evaluation import toys
-from tests.evaluation.test_protocols import write_ffhq_ref
+from tests.evaluation.test_protocols import write_ffhq_ref, write_shared_ffhq_ref
 from tests.pipelines.test_pva import components, tiny_adapter, tiny_iresnet
 from tests.tiny_restore import tiny_restorer
 
@@ -49,6 +50,34 @@ def test_degraded_pictures_are_restored_measured_and_kept(tmp_path: Path, capsys
     times = [path.stat().st_mtime_ns for path in made]
     assert run(capsys, *words)[0] == 0
     assert [path.stat().st_mtime_ns for path in made] == times
+
+
+def test_pictures_of_one_name_in_two_folders_are_restored_each_from_its_own_references(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_shared_ffhq_ref(tmp_path / "ffhq")
+    for person in range(3):
+        for shot in range(3):
+            toys.save(data / "test_images" / "severe_degrad" / f"p{person}" / f"s{shot}.png", toys.photo(person, shot))
+    tiny_restorer(size=112).save_pretrained(tmp_path / "pipeline")
+    given: list[Any] = []
+    restore = ReferenceRestorePipeline.__call__
+
+    def watched(self: Any, image: Any, references: Any = None, **options: Any) -> Any:
+        given.extend(references)
+        return restore(self, image, references, **options)
+
+    watched.__signature__ = inspect.signature(restore)  # type: ignore[attr-defined]
+    monkeypatch.setattr(ReferenceRestorePipeline, "__call__", watched)
+    words = [tmp_path / "pipeline", "--protocol", "refldm_severe", "--references", data, "--out", tmp_path / "out"]
+    status, result = run(capsys, *words, "--set", "call={num_inference_steps: 1}", "--batch", 9)
+    assert status == 0, result
+    made = sorted(
+        path.relative_to(tmp_path / "out" / "images") for path in (tmp_path / "out" / "images").rglob("*.png")
+    )
+    assert [path.as_posix() for path in made] == [f"p{person}/s{shot}.png" for person in range(3) for shot in range(3)]
+    assert [len(photos) for photos in given] == [1, 2, 1] * 3  # rows of the table, shot by shot
+    assert np.array_equal(np.asarray(given[3][0]), toys.photo(0, 2))
 
 
 def test_holes_are_filled_with_the_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
