@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from idgen.errors import IdgenError
 
@@ -33,3 +34,25 @@ def require_format(path: object, metadata: Mapping[str, str], wanted: str, other
     found = metadata.get("format")
     if found != wanted:
         raise IdgenError(f"{path} is {MEANINGS[found]}" if found in MEANINGS else otherwise)
+
+
+def check_replaces(path: Path, wanted: str) -> None:
+    """Check, before any work is done, that a file to be written replaces none of idgen's that is for something else.
+
+    Args:
+        path: of a `.safetensors` file, which need not be there.
+        wanted: the format that is to be written.
+
+    Raises:
+        IdgenError: the file is there, and of another of idgen's formats.
+    """
+    from idgen.checkpoint import load_metadata
+
+    if not path.is_file():
+        return
+    try:
+        found = load_metadata(path).get("format")
+    except IdgenError:  # damaged: nothing is lost with it
+        return
+    if found in MEANINGS and found != wanted:
+        raise IdgenError(f"{path} is {MEANINGS[found]}, and would be replaced: give the output another name")

@@ -81,6 +81,14 @@ def test_embeddings_are_neither_printed_nor_in_the_json(pack, photos, tmp_path, 
         assert f"{value:.4f}" not in out + err
 
 
+def test_a_photo_is_not_replaced(tmp_path, capfd):
+    given = tmp_path / "anna.safetensors"  # whatever its name says
+    Image.fromarray(photo(FACE)).save(given, "PNG")
+    before = given.read_bytes()
+    assert "is a file to read" in refused(capfd, "embed", given, "-o", given)
+    assert given.read_bytes() == before
+
+
 def test_an_existing_identity_survives_a_failed_run(pack, photos, tmp_path, capfd):
     output = tmp_path / "a.safetensors"
     assert run("embed", photos[0], "-o", output, "--encoder", pack) == 0

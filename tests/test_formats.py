@@ -13,9 +13,10 @@ from idgen.adapters.pva.person import PersonWeights
 from idgen.checkpoint import save_weights
 from idgen.errors import IdgenError
 from idgen.finetune.files import load_adapter
-from idgen.formats import ADAPTER, CACHE, FINETUNE, IDENTITY, MEANINGS, PERSON
+from idgen.formats import ADAPTER, CACHE, FINETUNE, IDENTITY, MEANINGS, PERSON, check_replaces
 from idgen.identity import Identity
 from idgen.inspection import inspect_weights
+from tests.renders import Refused
 
 READERS: dict[str, Callable[[Path], object]] = {
     CACHE: ReferenceCache.read,
@@ -36,6 +37,33 @@ def test_another_file_of_ours_is_named(wanted: str, given: str, tmp_path: Path) 
     assert "\n" not in said and str(file) in said
     # A file of the right format is refused for what it lacks, not for being itself.
     assert (MEANINGS[given] in said) == (given != wanted)
+
+
+@pytest.mark.parametrize("given", MEANINGS)
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (IDENTITY, ("embed", "a.png", "-o")),
+        (PERSON, ("personalise", "a.png", "-o")),
+        (CACHE, ("restore", "a.png", "--ref", "b.png", "--cache")),
+    ],
+    ids=[IDENTITY, PERSON, CACHE],
+)
+def test_another_file_of_ours_is_not_replaced(
+    wanted: str, words: tuple[str, ...], given: str, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_weights(Path("file.safetensors"), {"weight": torch.ones(2)}, {"format": given})
+    line = refused(*words, "file.safetensors")
+    assert ("would be replaced" in line and MEANINGS[given] in line) == (given != wanted)
+
+
+def test_what_is_not_there_damaged_or_not_ours_may_be_replaced(tmp_path: Path) -> None:
+    check_replaces(tmp_path / "new.safetensors", IDENTITY)
+    (tmp_path / "half.safetensors").write_bytes(b"{")
+    check_replaces(tmp_path / "half.safetensors", IDENTITY)
+    save_weights(tmp_path / "theirs.safetensors", {"weight": torch.ones(2)}, {"format": "pt"})
+    check_replaces(tmp_path / "theirs.safetensors", IDENTITY)
 
 
 @pytest.mark.parametrize("given", [ADAPTER, CACHE, FINETUNE, PERSON])

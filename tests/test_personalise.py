@@ -70,8 +70,10 @@ def test_a_person_is_learned_from_one_photo_or_more_and_serves_inpaint(variant, 
     assert not np.array_equal(strongly, without)
 
 
-def test_the_default_is_the_authors_forty_steps(photos, tmp_path, capfd):
-    report, _ = run(capfd, "personalise", photos[0], "-o", tmp_path / "anna.safetensors")
+def test_the_default_is_the_authors_forty_steps_and_a_file_of_its_own(photos, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report, _ = run(capfd, "personalise", photos[0])
+    assert report["output"] == "personalised.safetensors"  # not what `idgen embed` writes
     assert (report["steps"], report["variant"]) == (40, "visual")
 
 
@@ -107,6 +109,9 @@ def test_mistakes_are_one_line(photos, tmp_path, refused: Refused, monkeypatch):
     assert "required: PHOTO" in refused("personalise", *out)
     assert "no such file" in refused("personalise", photos[0], tmp_path / "missing.png", *out)
     assert "end in .safetensors" in refused("personalise", photos[0], "-o", tmp_path / "x.pt", *CPU)
+    photo = photos[0].rename(tmp_path / "photo.safetensors")
+    assert "is a file to read" in refused("personalise", photo, "-o", photo, *CPU)
+    photo.rename(photos[0])
     assert "not a whole number above 0" in refused("personalise", photos[0], "--steps", "0", *out)
     assert "not a number above 0" in refused("personalise", photos[0], "--learning-rate", "0", *out)
     assert "not a number above 0" in refused("personalise", photos[0], "--learning-rate", "nan", *out)

@@ -9,6 +9,7 @@ from typing import Any
 from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_apart, check_output
+from idgen.formats import IDENTITY, check_replaces
 
 HELP = "find the face in photos of one person and save who it is to an identity file"
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise IdgenError(f"{args.output}: an identity is saved as safetensors: let the name end in .safetensors")
     check_output(args.output)
     check_apart([args.output], args.photos)
+    check_replaces(args.output, IDENTITY)
     from idgen.agreement import doubts
     from idgen.faces import FaceEncoder
 

@@ -12,6 +12,7 @@ from idgen.commands.inpaint import add_model_flags, load_model
 from idgen.console import note, progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_apart, check_output
+from idgen.formats import PERSON, check_replaces
 
 HELP = "adapt inpainting to one person by 40 steps of training on their photos; one photo is enough"
 
@@ -22,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         type=Path,
-        default=Path("person.safetensors"),
+        default=Path("personalised.safetensors"),
         metavar="FILE",
-        help="for `idgen inpaint --person`; guard it as you would the photos (default: person.safetensors)",
+        help="for `idgen inpaint --person`; guard it as you would the photos (default: personalised.safetensors)",
     )
     parser.add_argument(
         "--variant",
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise IdgenError(f"{args.output}: a person is kept as safetensors: let the name end in .safetensors")
     check_output(args.output)
     check_apart([args.output], args.photos)
+    check_replaces(args.output, PERSON)
     photos = [load_image(path) for path in args.photos]
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)

@@ -12,6 +12,7 @@ from idgen.commands._numbers import count, zero_or_above
 from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_apart, check_output
+from idgen.formats import CACHE, check_replaces
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +152,7 @@ def _check(args: argparse.Namespace) -> None:
         if args.cache.suffix != ".safetensors":
             raise IdgenError(f"{args.cache}: references are kept as safetensors: let the name end in .safetensors")
         check_output(args.cache)
+        check_replaces(args.cache, CACHE)
     references = [path for person in args.ref for path in person]
     check_apart(pictures, [args.photo, *references])
     load_image(args.photo)
