@@ -115,11 +115,11 @@ class AdapterStage(Stage[AdapterTrainConfig]):
     def _renders(self, folder: Path) -> RenderSamples:
         data, pipe = FaceFolder.open(folder), self.subject.pipe
         vectors, targets = (
-            F.normalize(photo_embeddings(data, source, self.device), dim=1)
-            for source in (self.config.conditioning, self.rates)
+            photo_embeddings(data, source, self.device) for source in (self.config.conditioning, self.rates)
         )
         latents = encode_photos(data, pipe.vae, self.subject.vae_file, self.device)
-        return RenderSamples(data, latents, vectors, targets if self.recogniser else None)
+        wanted = F.normalize(targets, dim=1) if self.recogniser else None
+        return RenderSamples(data, latents, vectors, wanted, self.subject.read)
 
     def _photos(self, photos: PhotoConfig | None, encoder: Any) -> PhotoSamples:
         assert photos is not None
@@ -134,7 +134,7 @@ class AdapterStage(Stage[AdapterTrainConfig]):
         ready, self.report = preparer()
         tell(self.report)
         self.subject.keep_prompts(photos.cache / "prompts" if photos.cache_latents else None, photos.cache_latents)
-        return PhotoSamples(ready, preparer, photos.path, self.config.own_photo)
+        return PhotoSamples(ready, preparer, photos.path, self.config.own_photo, self.subject.read)
 
     def _checks(self, folder: Path) -> Checks:
         seen_by = RewardSum({"identity": RewardTerm(kind="identity", source=self.rates)}, self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,8 +24,8 @@ class Drawn:
     Attributes:
         ids: names in reports.
         latents: (batch, channels, h, w).
-        vectors: (batch, dim) who each shows, by other photos of the person: unit length, or zeros for nobody.
-        targets: (batch, dim) likewise by all other photos, for the recogniser of a loss of identity.
+        vectors: (batch, dim) who each shows, by other photos of the person, as `Subject.read` gives it; zeros for nobody.
+        targets: (batch, dim) the mean unit embedding of all other photos, for the recogniser of a loss of identity.
         landmarks: (batch, 5, 2) px.
         captions: what each shows.
     """
@@ -48,14 +49,22 @@ class RenderSamples:
 
     Args:
         latents: of all photos.
-        vectors, targets: (photos, dim) unit embeddings by the conditioning recogniser, and by that of the loss.
+        vectors, targets: (photos, dim) raw embeddings by the conditioning recogniser, and unit ones by that of the loss.
+        read: `Subject.read`.
 
     Raises:
         IdgenError: nobody has two photos.
     """
 
-    def __init__(self, data: FaceFolder, latents: np.ndarray, vectors: Tensor, targets: Tensor | None) -> None:
-        self.data, self.latents, self.vectors, self.targets = data, latents, vectors, targets
+    def __init__(
+        self,
+        data: FaceFolder,
+        latents: np.ndarray,
+        vectors: Tensor,
+        targets: Tensor | None,
+        read: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.data, self.latents, self.vectors, self.targets, self.read = data, latents, read(vectors), targets, read
         counts = np.bincount(data.people)[data.people]
         self.photos = np.flatnonzero(counts >= 2)
         if not len(self.photos):
@@ -68,7 +77,7 @@ class RenderSamples:
             own = self.data.shots[self.data.people[photo]]
             others = own[own != photo]
             some = rng.choice(others, min(len(others), int(rng.integers(1, most + 1))), replace=False)
-            vectors.append(F.normalize(self.vectors[some].mean(0), dim=0))
+            vectors.append(self.read(self.vectors[some].mean(0)))
             if self.targets is not None:
                 targets.append(self.targets[others].mean(0))
         return Drawn(
@@ -86,13 +95,21 @@ class PhotoSamples:
 
     Args:
         own: a person's only photo may say who is on it.
+        read: `Subject.read`.
 
     Raises:
         IdgenError: nobody can be told by another photo.
     """
 
-    def __init__(self, photos: list[Prepared], preparer: Preparer, source: Path | str, own: bool) -> None:
-        self.photos, self.preparer, self.own = photos, preparer, own
+    def __init__(
+        self,
+        photos: list[Prepared],
+        preparer: Preparer,
+        source: Path | str,
+        own: bool,
+        read: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.photos, self.preparer, self.own, self.read = photos, preparer, own, read
         self.people = groups(photos)
         usable = [
             number
@@ -107,13 +124,15 @@ class PhotoSamples:
         self.shapes: dict[tuple[int, int], list[int]] = {}
         for number in usable:
             self.shapes.setdefault(photos[number].size, []).append(number)
-        self.units = [None if photo.vector is None else F.normalize(photo.vector.float(), dim=0) for photo in photos]
+        raw = {number: photo.vector.float() for number, photo in enumerate(photos) if photo.vector is not None}
+        self.rows = {number: read(vector) for number, vector in raw.items()}
+        self.units = {number: F.normalize(vector, dim=0) for number, vector in raw.items()}
 
     def draw(self, rng: np.random.Generator, count: int, most: int) -> Drawn:
         sizes = np.array([len(numbers) for numbers in self.shapes.values()], np.float64)
         numbers = list(self.shapes.values())[rng.choice(len(sizes), p=sizes / sizes.sum())]
         chosen = rng.choice(numbers, count, replace=len(numbers) < count)
-        nobody = torch.zeros_like(next(unit for unit in self.units if unit is not None))
+        nobody = torch.zeros_like(next(iter(self.rows.values())))
         crops, vectors, targets = [], [], []
         for number in chosen:
             photo = self.photos[number]
@@ -123,9 +142,12 @@ class PhotoSamples:
                 others = []
             elif not others:
                 others = [int(number)]
-            some = rng.choice(others, min(len(others), int(rng.integers(1, most + 1))), replace=False) if others else []
-            vectors.append(F.normalize(self._mean(list(some)), dim=0) if len(some) else nobody)
-            targets.append(self._mean(others) if others else nobody)
+            if others:
+                some = rng.choice(others, min(len(others), int(rng.integers(1, most + 1))), replace=False)
+                vectors.append(self.read(_mean(self.rows, some)))
+            else:
+                vectors.append(nobody)
+            targets.append(_mean(self.units, others) if others else nobody)
         return Drawn(
             [self.photos[number].name for number in chosen],
             torch.stack([latents for latents, _ in crops]),
@@ -135,5 +157,6 @@ class PhotoSamples:
             [self.photos[number].caption for number in chosen],
         )
 
-    def _mean(self, numbers: list[int]) -> Tensor:
-        return torch.stack([unit for number in numbers if (unit := self.units[number]) is not None]).mean(0)
+
+def _mean(rows: Mapping[int, Tensor], numbers: Iterable[int]) -> Tensor:
+    return torch.stack([rows[int(number)] for number in numbers]).mean(0)

@@ -105,7 +105,7 @@ class RewardStage(Stage[RewardTrainConfig]):
         scored_by = identity[0] if identity else None
         self.look = build_look(config, pipe, FaceFinder(load_encoder(scored_by or config.conditioning, device)), device)
         self.photos = self._photos()
-        self.vectors = F.normalize(embeddings(self.data, config.conditioning), dim=1)
+        self.vectors = self.subject.read(embeddings(self.data, config.conditioning))
         self.targets = None if scored_by is None else F.normalize(embeddings(self.data, scored_by), dim=1)
         self.latents = encode_photos(self.data, pipe.vae, self.subject.vae_file, device) if self._plain else None
 
@@ -133,7 +133,7 @@ class RewardStage(Stage[RewardTrainConfig]):
             own = self.data.shots[self.data.people[photo]]
             others = own[own != photo]
             some = rng.choice(others, min(len(others), int(rng.integers(1, 5))), replace=False)
-            vectors.append(F.normalize(self.vectors[some].mean(0), dim=0))
+            vectors.append(self.subject.read(self.vectors[some].mean(0)))
             if self.targets is not None:
                 targets.append(self.targets[own].mean(0))
         batch: Batch = {

@@ -111,7 +111,7 @@ class Checks:
         self.references, self.held_out_references = others(scored_by), others(config.held_out)
         # What the held-out recogniser gives two photos of one person, and of two.
         self.alike = None if config.held_out is None else _alike(embeddings(held_out, config.held_out), held_out.people)
-        first = F.normalize(embeddings(held_out, conditioning), dim=1)[[own[0] for own in shots]]
+        first = subject.read(embeddings(held_out, conditioning))[[own[0] for own in shots]]
         self.vectors = first.repeat_interleave(config.images, 0)
         if person is not None:
             self.vectors, self.shape = person(conditioning).expand(len(asked), -1), (1, len(asked))

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoPipelineForText2Image
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from idgen.adapters.arc2face import locate
 from idgen.adapters.base import AdapterConfig
+from idgen.adapters.embeddings import Norm
 from idgen.adapters.registry import adapter_class
 from idgen.errors import IdgenError
 from idgen.finetune import FinetuneConfig
 from idgen.hub import fetch_folder
 from idgen.pipelines import Arc2FacePipeline
-from idgen.rewards.policies import AdapterPolicy, Condition, FinetunePolicy, Policy
+from idgen.rewards.policies import AdapterPolicy, Condition, FinetunePolicy, Policy, norm_of
 from idgen.train.prompt_cache import PromptCache, encode_prompts
 from idgen.weights import mini_root
 
@@ -50,21 +52,27 @@ class Subject(ABC):
         policy: what learns.
         pipe: where the autoencoder, the noise schedule and the encoders come from.
         reads_prompts: whether pictures are also asked for in words.
+        norm: at which length the policy reads embeddings.
         vae_file: the autoencoder's weights.
     """
 
     policy: Policy
     pipe: Any
     reads_prompts: bool
+    norm: Norm = "unit"
     vae_file: Path
 
     @abstractmethod
     def condition(self, vectors: Tensor, prompts: list[str]) -> Condition:
-        """What the UNet reads, for embeddings (batch, dim) of unit length and as many prompts."""
+        """What the UNet reads, for embeddings (batch, dim) as `read` gives them and as many prompts."""
 
     @abstractmethod
     def nobody(self, count: int) -> Condition:
         """As many rows that ask for nothing."""
+
+    def read(self, vectors: Tensor) -> Tensor:
+        """Embeddings (..., dim), raw or means of what this made of raw ones, at the length at which the policy reads them."""
+        return F.normalize(vectors, dim=-1) if self.norm == "unit" else vectors
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -155,6 +163,7 @@ class AdapterSubject(Subject):
         self.prompts: Callable[[list[str]], Condition] = PromptCache(self.pipe)
         self.dim = made.config.projection.get("embedding_dim", 512)
         self.policy = AdapterPolicy(unet, made)
+        self.norm = norm_of(made)
 
     def keep_prompts(self, folder: Path | None, keep: bool = True) -> None:
         """Where prompts that were read are kept; `keep` False reads them every time."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from idgen.adapters.base import Adapter
 from idgen.adapters.call import Conditioning
-from idgen.adapters.embeddings import RawEmbeddings, UnitEmbeddings
+from idgen.adapters.embeddings import Norm, RawEmbeddings, UnitEmbeddings
 from idgen.checkpoint import load_metadata, load_strict, load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.evaluation.judge import REWARDED_BY
@@ -37,7 +37,7 @@ class Condition:
 
     Attributes:
         context: (batch, tokens, dim) what its cross-attention reads.
-        vectors: (batch, dim) face embeddings for a decoupled adapter, zeros for nobody; or None.
+        vectors: (batch, dim) face embeddings for a decoupled adapter, raw or unit as it reads them, zeros for nobody; or None.
         pooled, sizes: (batch, dim), (batch, 6) SDXL's pooled prompt and picture sizes; or None.
     """
 
@@ -207,13 +207,18 @@ class AdapterPolicy(Policy):
 def conditioning(adapter: Adapter, vectors: Tensor) -> Conditioning:
     """An adapter made ready for a batch of embeddings (batch, dim), raw or unit as it wants them; zeros are nobody."""
     known = vectors.abs().sum(1) > 0
-    kind = UnitEmbeddings if getattr(adapter.config, "norm", "raw") == "unit" else RawEmbeddings
+    kind = UnitEmbeddings if norm_of(adapter) == "unit" else RawEmbeddings
     # Whatever stands in for nobody is not looked at.
     filled = torch.where(known[:, None], vectors, nn.functional.normalize(torch.ones_like(vectors), dim=1))
     people = [kind(vector, adapter.config.recogniser) for vector in filled]
     both = adapter.condition(people, guidance=True)  # first as many rows of nobody
     rows = torch.arange(len(vectors)) + len(vectors) * known.cpu()
     return Conditioning(tuple(entry.take(rows) for entry in both.entries), len(vectors), False)
+
+
+def norm_of(adapter: Adapter) -> Norm:
+    """At which length an adapter reads embeddings."""
+    return getattr(adapter.config, "norm", "raw")
 
 
 def denoiser(model: Callable[..., Tensor], condition: Condition, *, base: bool = False) -> Denoise:

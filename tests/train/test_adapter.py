@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import torch
 import idgen.configs
 from idgen.adapters.registry import adapter_class
 from idgen.checkpoint import load_metadata, load_weights
+from idgen.data.faces import FaceFolder
 from idgen.errors import IdgenError
+from idgen.identity import Identity
 from idgen.models.mini_detector import MiniDetector
 from idgen.train.adapter import AdapterStage, AdapterTrainConfig
 from idgen.train.config import parse_config
 from idgen.train.loop import fit
 from idgen.train.reward import RewardStage, RewardTrainConfig
+from idgen.train.reward_checks import photo_embeddings
 from idgen.train.train_log import read_log
 from tests.tiny_family import face_in_the_middle, tiny_family
 
@@ -68,6 +72,57 @@ def test_an_adapter_learns_and_is_saved_as_the_method_loads_it(
     assert len(checks) == 2 and {"identity", "detection", "diversity", "adherence"} <= set(checks[0])
     # What learns is the adapter alone.
     assert (tmp_path / "out" / "checkpoint-2" / "state.pt").stat().st_size < 20 * file.stat().st_size
+
+
+INSTANTID = {"method": "instantid", "settings": {"projection": {"dim": 32, "depth": 1, "heads": 2}}}
+
+
+@pytest.mark.parametrize(("changes", "most"), [({}, 4), (INSTANTID, 1)])
+def test_what_an_adapter_is_trained_on_is_what_it_reads_of_an_identity_later(
+    tmp_path: Path, people_folder: Path, changes: dict[str, Any], most: int
+) -> None:
+    whole = {"face_dropout": 0, "prompt_dropout": 0, "condition_dropout": 0}
+    settings = config(tmp_path, people_folder, **changes, **whole, most_references=most, train_batch_size=3)
+    stage = AdapterStage(settings, torch.device("cpu"))
+    batch = stage.batch(np.random.default_rng(0))
+    data, raw = stage.samples.data, photo_embeddings(stage.samples.data, "mini", torch.device("cpu"))
+    assert not torch.allclose(raw.norm(dim=1), torch.ones(len(raw)), atol=0.05)
+    adapter, noise = stage.module.adapter, torch.randn(1, *stage.subject.noise_shape)
+    with torch.no_grad():
+        for place, vector in enumerate(batch["vectors"]):
+            condition = stage.subject.condition(vector[None], batch["prompts"][place : place + 1])
+            made = stage.module(noise, torch.tensor([500]), condition)
+            shots = next(shots for shots in data.shots if batch["ids"][place] in map(data.name, shots))
+            others = [int(shot) for shot in shots if data.name(shot) != batch["ids"][place]]
+            groups = [rows for count in range(1, most + 1) for rows in combinations(others, count)]
+            later = [
+                stage.subject.policy.unet(
+                    noise,
+                    torch.tensor([500]),
+                    condition.context,
+                    cross_attention_kwargs=adapter.condition(Identity(raw[list(rows)], "mini"), guidance=False).kwargs,
+                ).sample
+                for rows in groups
+            ]
+            assert min(float((one - made).abs().max()) for one in later) < 1e-5
+            assert max(float((one - made).abs().max()) for one in later) > 1e-5
+
+
+@pytest.mark.parametrize("photos", [False, True])
+def test_raw_embeddings_stay_raw_wherever_they_come_from(tmp_path: Path, people_folder: Path, photos: bool) -> None:
+    given = on_photos if photos else config
+    more = {"photos": {"caption": "a face"}} if photos else {}
+    settings = given(tmp_path / "out", people_folder, **INSTANTID, most_references=1, **more)
+    stage = AdapterStage(settings, torch.device("cpu"))
+    if photos:
+        raw = torch.stack([photo.vector.float() for photo in stage.samples.photos])
+    else:
+        raw = photo_embeddings(stage.samples.data, "mini", torch.device("cpu"))
+    drawn = stage.samples.draw(np.random.default_rng(0), 4, 1)
+    assert bool((torch.cdist(drawn.vectors, raw).amin(1) < 1e-4).all())
+    assert drawn.targets is None or bool((drawn.targets.norm(dim=1) <= 1.001).all())
+    assert bool((torch.cdist(stage.checks.vectors, photo_embeddings(
+        FaceFolder.open(people_folder), "mini", torch.device("cpu"))).amin(1) < 1e-4).all())  # fmt: skip
 
 
 @pytest.mark.parametrize("schedule", ["naive", "window", "scaled"])
