@@ -39,6 +39,13 @@ def folder_fingerprint(folder: Path) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
+def weights_fingerprint(path: Path) -> str:
+    """Of a folder with weights, or of a file by its content."""
+    from idgen.checkpoint import sha256
+
+    return folder_fingerprint(path) if path.is_dir() else sha256(path)
+
+
 def short(value: str | torch.nn.Module) -> str:
     """Sixteen digits of a fingerprint, for names of files."""
     return (module_fingerprint(value) if isinstance(value, torch.nn.Module) else value)[:16]

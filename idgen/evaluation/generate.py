@@ -16,12 +16,13 @@ import torch
 from idgen.console import progress
 from idgen.errors import IdgenError
 from idgen.evaluation.evidence import shown_references
-from idgen.evaluation.fingerprints import folder_fingerprint
+from idgen.evaluation.fingerprints import weights_fingerprint
 from idgen.evaluation.judge import declared_rewards, encoder_name
 from idgen.evaluation.material import Material, Photo
 from idgen.evaluation.processes import Processes
 from idgen.evaluation.prompts import Prompt
 from idgen.evaluation.protocol import Protocol
+from idgen.hub import fetch_folder
 from idgen.provenance import save_png
 from idgen.rewards.ascent import guide_identity
 
@@ -98,12 +99,13 @@ def load_source(
     pipe.set_progress_bar_config(disable=True)
     if protocol.task != _task_of(pipe):
         raise IdgenError(f"protocol {protocol.name!r} is about pictures to {protocol.task}, and {name} can not do that")
-    known_folder = folder.is_dir()
+    # What a hub id names lies in the hub's cache by now, in a folder that is called after the commit.
+    weights = folder if folder.exists() else fetch_folder(source, ["*"], options={"local_files_only": True})
     found = Source(
         pipe,
         _recogniser(pipe),
-        tuple(declared_rewards(folder)) if known_folder else (),
-        folder_fingerprint(folder) if known_folder else source,
+        tuple(declared_rewards(weights)),
+        weights_fingerprint(folder) if folder.exists() else f"{source}, commit {weights.name}",
     )
     if protocol.prompts and not found.takes_prompt:
         raise IdgenError(

@@ -108,14 +108,15 @@ def choose_judge(
     )
 
 
-def declared_rewards(folder: Path) -> list[str]:
-    """The recognisers that weights files below a folder say they were rewarded by, in their headers."""
+def declared_rewards(weights: Path) -> list[str]:
+    """The recognisers that a weights file, or those below a folder, say they were rewarded by, in their headers."""
     import json
 
     from idgen.checkpoint import load_metadata
 
     names: list[str] = []
-    for path in sorted(folder.rglob("*.safetensors")):
+    files = [weights] if weights.is_file() else weights.rglob("*")
+    for path in sorted(path for path in files if path.suffix == ".safetensors"):
         try:
             listed = json.loads(load_metadata(path).get(REWARDED_BY, "[]"))
         except ValueError:

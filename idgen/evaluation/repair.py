@@ -34,16 +34,10 @@ def repair(
     batch: int = 4,
     processes: Processes | None = None,
 ) -> list[Photo]:
-    """Every job's picture as out/ORIGINAL.png, in folders as the originals are; those that are there are kept.
-
-    Raises:
-        IdgenError: a degraded picture or a mask is not there.
-    """
+    """Every job's picture as out/ORIGINAL.png, in folders as the originals are; those that are there are kept."""
     processes = processes or Processes()
     names = [f"{job.result}.png" for job in material.jobs]
     missing = [i for i, name in enumerate(names) if not (out / name).is_file()]
-    for i in missing:
-        _check(material.jobs[i], protocol)
     missing = missing[processes.index :: processes.count]
     starts = range(0, len(missing), batch)
     for start in progress(starts, len(starts), protocol.task) if missing else ():
@@ -99,10 +93,16 @@ def _inpaint(
     )
 
 
-def _check(job: Job, protocol: Protocol) -> None:
-    if not job.image.is_file():
-        raise IdgenError(
-            f"no {job.image}: protocol {protocol.name!r} begins with the degraded pictures of the data set"
-        )
-    if protocol.task == "inpaint" and (job.mask is None or not job.mask.is_file()):
-        raise IdgenError(f"no {job.mask}: each picture needs a mask of its name, white where it is to be filled")
+def check_jobs(material: Material, protocol: Protocol) -> None:
+    """Before anything is made.
+
+    Raises:
+        IdgenError: a degraded picture or a mask is not there.
+    """
+    for job in material.jobs:
+        if not job.image.is_file():
+            raise IdgenError(
+                f"no {job.image}: protocol {protocol.name!r} begins with the degraded pictures of the data set"
+            )
+        if protocol.task == "inpaint" and (job.mask is None or not job.mask.is_file()):
+            raise IdgenError(f"no {job.mask}: each picture needs a mask of its name, white where it is to be filled")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from idgen.devices import resolve_dtype
 from idgen.errors import IdgenError
 from idgen.evaluation.cache import RowCache
+from idgen.evaluation.claim import claim, settings_of
 from idgen.evaluation.evidence import Captions, Evidence, Sheet, gather
 from idgen.evaluation.flags import Findings, find_flags, reference_gap
 from idgen.evaluation.identity import Scale, cosine_to, retrieve, retrieve_photos
@@ -22,12 +22,12 @@ from idgen.evaluation.judge import Judge, choose_judge
 from idgen.evaluation.layouts import read_crowd, read_generated, read_lookalikes, read_references
 from idgen.evaluation.material import Material, check_one_size
 from idgen.evaluation.measures import take_figures
-from idgen.evaluation.output import FORMAT, Outcome, write_files
+from idgen.evaluation.output import Outcome, write_files
 from idgen.evaluation.processes import Processes
 from idgen.evaluation.protocol import Protocol, load_protocol
 from idgen.evaluation.readers import FaceReader
 from idgen.evaluation.results import Figure
-from idgen.files import atomic_write, check_output
+from idgen.files import check_output
 
 if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
@@ -167,7 +167,7 @@ def _prepare(
     """Judge, people and generated pictures; everything that may be refused is, before the first picture is made."""
     from idgen.evaluation import built_in
     from idgen.evaluation.generate import generate, generate_captions, is_pipeline, load_source
-    from idgen.evaluation.repair import repair
+    from idgen.evaluation.repair import check_jobs, repair
 
     rendered = protocol.layout == "rendered"
     if not rendered and request.references is None:
@@ -215,7 +215,8 @@ def _prepare(
                 f"protocol {protocol.name!r} asks for identity guidance, which is for generated pictures and by the"
                 " recogniser that they are conditioned on, never by the judge: set identity_guidance=0"
             )
-        _claim(request.out, _settings(request, protocol, source.fingerprint), processes)
+        check_jobs(material, protocol)
+        claim(request.out, settings_of(request, protocol, material, source.fingerprint), processes)
         kept: dict[str, Any] = {"seed": request.seed, "batch": request.batch, "processes": processes}
         make = repair if material.jobs else generate
         material.generated = make(source, encoder, material, protocol, request.out / "images", **kept)
@@ -256,34 +257,6 @@ def _protocol(request: Request) -> Protocol:
         # The mini protocol on photos of one's own: the figures that need rendered people are then not run, and say so.
         protocol = protocol.model_copy(update={"layout": "folders", "rendered": None})
     return protocol
-
-
-def _settings(request: Request, protocol: Protocol, fingerprint: str) -> dict[str, Any]:
-    """What decides the generated pictures."""
-    rules = protocol.model_dump(
-        mode="json",
-        include={"name", "references", "shown", "images", "prompts", "call", "rendered", "identity_guidance"},
-    )
-    return {"format": FORMAT, "weights": fingerprint, "seed": request.seed, "dtype": request.dtype, "protocol": rules}
-
-
-def _claim(out: Path, settings: dict[str, Any], processes: Processes) -> None:
-    """Refuse a folder whose pictures were made by other weights or settings; else note ours."""
-    file = out / "evaluation.json"
-    if file.is_file():
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            before = {}
-        other = [name for name in settings if before.get(name) != settings[name]]
-        if other:
-            raise IdgenError(
-                f"{out} holds pictures of another evaluation (another {', '.join(other)}): choose another --out, or delete it"
-            )
-    elif processes.main:
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    processes.wait()
 
 
 def _scores(pictures: Any, view: Any) -> torch.Tensor:
