@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,20 @@ if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
 
 SHOWN = 8  # pairs of each grid
+# What is about generated pictures, of which a test of a recogniser has none.
+NOT_TAKEN = (
+    "training",
+    "lookalikes",
+    "judge",
+    "same_judge",
+    "made_with",
+    "rewarded_by",
+    "measures",
+    "prompts",
+    "base",
+    "clip",
+    "training_data",
+)
 
 
 class AlignedReader:
@@ -85,12 +99,13 @@ def verify(request: Request) -> dict[str, Any]:
     """Test the recogniser `request.source` by a verification protocol; writes report.html, metrics.json, metrics.csv.
 
     Raises:
-        IdgenError: no such recogniser, or a data set that is missing or damaged.
+        IdgenError: no such recogniser, a data set that is missing or damaged, or something in the request that plays no part.
     """
     from idgen.faces import FaceEncoder
 
     check_output(request.out)
     protocol = load_protocol(request.protocol, list(request.settings))
+    _check_request(request, protocol)
     processes = Processes.of_accelerate(request.device)
     device = processes.device(request.device)
     encoder = FaceEncoder.from_pretrained(request.source, device=device)
@@ -121,6 +136,16 @@ def verify(request: Request) -> dict[str, Any]:
         "versions": versions(),
     }
     return _write(request, protocol, judged, sheet, content)
+
+
+def _check_request(request: Request, protocol: Protocol) -> None:
+    untaken = NOT_TAKEN if protocol.layout != "rendered" else ("references", *NOT_TAKEN)
+    usual = {field.name: field.default for field in fields(request)}
+    for name in untaken:
+        if getattr(request, name) != usual[name]:
+            flag = f"--{name.replace('_', '-')}"
+            why = "renders its own people" if name == "references" else "tests a recogniser, not pictures"
+            raise IdgenError(f"protocol {protocol.name!r} {why}: leave {flag} out, or choose another protocol")
 
 
 def _bin(

@@ -211,6 +211,25 @@ def test_what_is_missing_is_one_line(refused: Refused, tmp_path: Path) -> None:
     assert "no face encoder" in refused("evaluate", "nobody", "--protocol", "lfw", "--references", tmp_path, *out)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--references", "people"],
+        ["--judge", "judge"],
+        ["--measures", "fid"],
+        ["--same-judge"],
+        ["--training-data", "data"],
+        ["--rewarded-by", "mini"],
+    ],
+)
+def test_what_plays_no_part_is_refused(refused: Refused, tmp_path: Path, words: list[str]) -> None:
+    out = ["--out", tmp_path / "out", "--device", "cpu"]
+    assert f"leave {words[0]} out" in refused("evaluate", "judge", "--protocol", "mini_pairs", *words, *out)
+    if words[0] != "--references":
+        data = ["--references", tmp_path / "lfw.bin"]
+        assert f"leave {words[0]} out" in refused("evaluate", "judge", "--protocol", "lfw", *data, *words, *out)
+
+
 def test_rendered_people_are_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
