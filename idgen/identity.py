@@ -20,6 +20,14 @@ FIELDS: dict[str, tuple[tuple[int | None, ...], torch.dtype]] = {
     "rivals": ((), torch.float32),
 }
 
+# insightface's recognisers by their files: everywhere else they have the name of the pack from which FaceEncoder loads them.
+RECOGNISERS = {"w600k_r50": "buffalo_l", "w600k_mbf": "buffalo_s", "glintr100": "antelopev2", "arcface": "arc2face"}
+
+
+def recogniser_name(name: str) -> str:
+    """A recogniser's one name, as FaceEncoder has it: insightface's may also be called after their file (`"w600k_r50"`)."""
+    return RECOGNISERS.get(name, name)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Identity:
@@ -31,7 +39,7 @@ class Identity:
         raw: (n, d) float32, the recogniser's output as it comes, d = 512 for all ArcFace-like recognisers. Its length
             carries meaning for some adapters (InstantID, PuLID, PhotoMaker, PVA) and must be removed for others
             (Arc2Face, IP-Adapter-FaceID), which ask for `unit()`.
-        recogniser: who made `raw` (`"mini"`, `"w600k_r50"`): vectors of two recognisers have nothing in common.
+        recogniser: who made `raw` (`"mini"`, `"buffalo_l"`), see `recogniser_name`: vectors of two have nothing in common.
         crops: (n, 112, 112, 3) uint8 RGB, aligned faces, or None when only vectors are known.
         landmarks: (n, 5, 2) float32 pixels (x, y) in the photo: left eye as seen, right eye, nose, mouth corners; or None.
         scores: (n,) float32 in [0, 1], the detector's certainty; or None.
@@ -50,6 +58,7 @@ class Identity:
     rivals: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "recogniser", recogniser_name(self.recogniser))
         raw = self.raw.detach().to("cpu", torch.float32)
         if raw.ndim != 2 or 0 in raw.shape:
             raise IdgenError(f"an identity needs embeddings of shape (references, d), got {list(raw.shape)}")

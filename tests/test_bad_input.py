@@ -125,9 +125,9 @@ def test_an_identity_with_nan(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_an_identity_of_another_recogniser(refused: Refused, tmp_path: Path) -> None:
-    Identity(torch.randn(1, 512), "w600k_r50").save(tmp_path / "person.safetensors")
+    Identity(torch.randn(1, 512), "buffalo_l").save(tmp_path / "person.safetensors")
     line = refused("generate", tmp_path / "person.safetensors", "--out", tmp_path / "out")
-    assert "w600k_r50" in line and "mini" in line
+    assert "buffalo_l" in line and "mini" in line
 
 
 def test_a_weights_file_in_place_of_an_identity(refused: Refused, tmp_path: Path) -> None:

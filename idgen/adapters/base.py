@@ -44,7 +44,7 @@ class AdapterConfig:
     """Sizes and habits of an adapter; a method's own config derives from it. Goes into the file beside the weights.
 
     Attributes:
-        recogniser: whose embeddings the weights were trained with; others have unrelated spaces.
+        recogniser: whose embeddings the weights were trained with, by FaceEncoder's name; others have unrelated spaces.
     """
 
     recogniser: str

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from idgen.errors import IdgenError
-from idgen.identity import Identity
+from idgen.identity import Identity, recogniser_name
 
 MAX_REFERENCES = 64  # more do not help any published method, and cost memory at every layer
 UNIT_TOLERANCE = 0.01
@@ -26,6 +26,9 @@ Norm = Literal["raw", "unit"]
 @dataclass(frozen=True, eq=False, repr=False)
 class Embeddings:
     """One person's embeddings (references, dim) of known norm; use `RawEmbeddings` or `UnitEmbeddings`.
+
+    Attributes:
+        recogniser: who made them, as in `Identity`.
 
     Raises:
         IdgenError: another shape, no references, or a value that is NaN, infinite or a zero vector.
@@ -43,6 +46,7 @@ class Embeddings:
         if not torch.isfinite(vectors).all() or (vectors == 0).all(1).any():
             raise IdgenError("an embedding is NaN, infinite or zero: make it again with `idgen embed`")
         object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(self, "recogniser", recogniser_name(self.recogniser))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.vectors)} references, recogniser={self.recogniser!r})"
@@ -116,6 +120,26 @@ def pooled(people: People, *, norm: Norm, recogniser: str, dim: int) -> Tensor:
     return torch.nn.functional.normalize(means, dim=-1) if norm == "unit" else means
 
 
+def require_recogniser(person: Person, recogniser: str) -> None:
+    """
+    Args:
+        recogniser: the one that weights were trained with; files written by earlier versions name insightface's after its file.
+    Raises:
+        IdgenError: the embeddings are another's.
+    """
+    wanted = recogniser_name(recogniser)
+    if person.recogniser == wanted:
+        return
+    from idgen.faces.insightface_backend import PACKS
+    from idgen.faces.torch_backend import FAMILY
+
+    encoder = f"FaceEncoder.from_pretrained({wanted!r})" if wanted in (*FAMILY, *PACKS) else "that one"
+    raise IdgenError(
+        f"this identity was made by the recogniser {person.recogniser!r}, these weights were trained with {wanted!r}:"
+        f" embed the photos again with {encoder}"
+    )
+
+
 def _rows(person: Any, norm: Norm, recogniser: str, dim: int) -> Tensor:
     if isinstance(person, Tensor):
         raise IdgenError(
@@ -123,11 +147,7 @@ def _rows(person: Any, norm: Norm, recogniser: str, dim: int) -> Tensor:
         )
     if not isinstance(person, (Identity, Embeddings)):
         raise IdgenError(f"an identity is an Identity, RawEmbeddings or UnitEmbeddings, not {type(person).__name__}")
-    if person.recogniser != recogniser:
-        raise IdgenError(
-            f"this identity was made by the recogniser {person.recogniser!r}, these weights were trained with {recogniser!r}:"
-            f" embed the photos again with FaceEncoder.from_pretrained({recogniser!r})"
-        )
+    require_recogniser(person, recogniser)
     if isinstance(person, Identity):
         rows = person.unit() if norm == "unit" else person.raw
     elif norm == "raw" and person.norm == "unit":

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from idgen.adapters.embeddings import require_recogniser
 from idgen.errors import IdgenError
 from idgen.identity import Identity, require_same_recogniser
 
@@ -50,9 +51,5 @@ def _pool(person: Any, recogniser: str) -> torch.Tensor:
     """(dim,): the direction between the references, each counting the same: a sharp photo does not outweigh the others."""
     if not isinstance(person, Identity):
         raise IdgenError(f"an identity is an Identity or embeddings as a tensor, not {type(person).__name__}")
-    if person.recogniser != recogniser:
-        raise IdgenError(
-            f"this identity was made by the recogniser {person.recogniser!r}, these weights were trained with {recogniser!r}:"
-            f" embed the photos again with FaceEncoder.from_pretrained({recogniser!r})"
-        )
+    require_recogniser(person, recogniser)
     return person.mean(unit=True)

@@ -20,6 +20,7 @@ import torch
 from idgen.devices import resolve_device
 from idgen.errors import IdgenError
 from idgen.faces.detection import Face
+from idgen.identity import RECOGNISERS
 from idgen.weights import insightface_root
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 DOWNLOADS = "https://github.com/deepinsight/insightface/releases/download/model-zoo"
 # What insightface itself can fetch, and Arc2Face's variant: antelopev2 with arcface.onnx in place of glintr100.onnx.
 PACKS = ("buffalo_l", "buffalo_m", "buffalo_s", "antelopev2", "arc2face")
-# Who made an embedding is told by the recogniser's file: the packs share some, and users swap them.
-RECOGNISERS = {"w600k_r50": "buffalo_l", "w600k_mbf": "buffalo_s", "glintr100": "antelopev2", "arcface": "arc2face"}
 # At 640 px the detector sees small faces and misses those that fill the photo: those show at the smaller sizes.
 DETECTION_SIZES = ((640, 640), (320, 320), (128, 128))
 
@@ -92,6 +91,7 @@ def load_pack(folder: Path, device: str | torch.device = "auto") -> Loaded:
     if not app.det_model.use_kps:
         raise IdgenError(f"the detector in {folder} gives no landmarks: use one with them, such as det_10g.onnx")
     recogniser = OnnxRecogniser(app.models["recognition"], device)
+    # Who made an embedding is told by the recogniser's file: the packs share some, and users swap them.
     stem = Path(recogniser.path).stem
     return ScrfdDetector(app.det_model), recogniser, RECOGNISERS.get(stem, stem), device
 

@@ -82,7 +82,7 @@ CASES = [
     Case(
         "ip_faceid",
         FaceIDConfig(projection={"cross_attention_dim": WIDTH, "num_tokens": 4}, rank=2),
-        identity("w600k_r50"),
+        identity("buffalo_l"),
     ),
     Case(
         "arc2face_expression",
@@ -138,7 +138,7 @@ CASES = [
                 "output_dim": WIDTH,
             }
         ),
-        identity("glintr100"),
+        identity("antelopev2"),
         bases=("sdxl", "sd15", "sd2-inpaint"),
     ),
     Case(

@@ -1,22 +1,26 @@
 """Methods together: IP-Adapter-FaceID keeps the face while the W+ Adapter's code is edited.
 
-The other examples of docs/composition.md are tested beside their pipelines.
+The first example of docs/composition.md is run here; the others of docs/composition.md are tested beside their pipelines.
 """
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from idgen.adapters.ip_faceid import FaceIDConfig
+from idgen.adapters.arc2face.words import load_text_base
+from idgen.adapters.ip_faceid import FaceIDConfig, IPFaceIDAdapter
 from idgen.adapters.wplus import WPlusConfig
 from idgen.adapters.wplus.directions import LinearDirection
+from idgen.imageio import load_image
 from idgen.pipelines import WPlusPipeline
 from tests.adapters.cases import Case, identity, random_tensor
 from tests.tiny import HIDDEN, tiny_components
 
+ROOT = Path(__file__).parents[2]
 FACEID = FaceIDConfig(projection={"cross_attention_dim": HIDDEN, "num_tokens": 4}, rank=2)
 
 
@@ -27,7 +31,7 @@ def both():
         **tiny_components(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     pipe.set_progress_bar_config(disable=True)
-    codes, faces = random_tensor(18, 512), identity("w600k_r50")
+    codes, faces = random_tensor(18, 512), identity("buffalo_l")
     wplus = Case("wplus", WPlusConfig(cross_attention_dim=HIDDEN), codes)
     faceid = Case("ip_faceid", FACEID, faces).build(pipe.unet, seed=1).inject(pipe.unet)
     for parameter in faceid.lora.parameters():
@@ -74,10 +78,26 @@ def test_the_delay_is_the_codes_alone(both):
     assert not torch.allclose(rests, latents(start_step=1), atol=1e-3)
 
 
+def examples() -> list[str]:
+    page = (ROOT / "docs" / "composition.md").read_text()
+    found = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(found) == 5
+    return found
+
+
+def test_one_method_alone_draws_with_an_adapter_file_as_the_docs_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unet = load_text_base("mini").unet
+    width = unet.config.cross_attention_dim
+    fresh = FaceIDConfig(recogniser="mini", projection={"cross_attention_dim": width, "num_tokens": 4}, rank=2)
+    IPFaceIDAdapter.for_unet(unet, fresh).save("runs/mini/adapter/weights/adapter.safetensors")
+    for number in (1, 2):  # PNG under the names of the docs: a photo is told by its content
+        shutil.copy(ROOT / "examples" / "person_900007" / f"{number}.png", f"anna{number}.jpg")
+    exec(compile(examples()[0], "docs/composition.md", "exec"), {})
+    assert load_image("anna.png").size == (128, 128)
+
+
 def test_the_examples_of_the_docs_import_what_there_is():
-    page = (Path(__file__).parents[2] / "docs" / "composition.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 4
-    for code in examples:
+    for code in examples():
         imports = [node for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
         exec(compile(ast.Module(imports, []), "docs/composition.md", "exec"), {})

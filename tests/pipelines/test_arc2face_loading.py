@@ -189,8 +189,8 @@ def test_recogniser_can_be_named(published, tmp_path):
 
 
 def test_identity_of_another_recogniser_is_refused(mini, faces):
-    with pytest.raises(IdgenError, match=r"'w600k_r50'.*'mini'"):
-        load("mini")(Identity(faces, "w600k_r50"))
+    with pytest.raises(IdgenError, match=r"'buffalo_l'.*'mini'"):
+        load("mini")(Identity(faces, "buffalo_l"))
 
 
 @pytest.mark.parametrize(

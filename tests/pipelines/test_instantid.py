@@ -398,7 +398,7 @@ def test_half_precision_is_finite(pipe, dtype):
     [
         (UnitEmbeddings(person(0).unit(), "glintr100"), {}, "needs raw embeddings"),
         (person(0).raw, {}, "bare tensor"),
-        (RawEmbeddings(person(0).raw, "w600k_r50"), {}, "'w600k_r50'.*'glintr100'"),
+        (RawEmbeddings(person(0).raw, "w600k_r50"), {}, "'buffalo_l'.*'antelopev2'"),
         (person(0, landmarks=False), {}, "no landmarks"),
         (RawEmbeddings(person(0).raw, "glintr100"), {}, "no landmarks"),
         ([], {}, "no identity"),

@@ -24,9 +24,9 @@ class InstantIDConfig(AdapterConfig):
     """The face projection's sizes; the defaults are the published weights'.
 
     Attributes:
-        recogniser: antelopev2's, whose embeddings are read raw.
+        recogniser: antelopev2's glintr100, whose embeddings are read raw.
         projection: arguments of `Resampler`.
     """
 
-    recogniser: str = "glintr100"
+    recogniser: str = "antelopev2"
     projection: Mapping[str, int] = field(default_factory=lambda: dict(PUBLISHED))

@@ -22,7 +22,7 @@ class FaceIDConfig(AdapterConfig):
         norm: of the embeddings; one Portrait file for SDXL reads raw ones.
     """
 
-    recogniser: str = "w600k_r50"
+    recogniser: str = "buffalo_l"
     projection: Mapping[str, int] = field(default_factory=lambda: {"cross_attention_dim": 768})
     rank: int = 128
     concatenate: bool = False

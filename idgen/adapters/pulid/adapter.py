@@ -29,7 +29,7 @@ class PuLIDConfig(AdapterConfig):
         zeros: all-zero tokens in the softmax.
     """
 
-    recogniser: str = "glintr100"
+    recogniser: str = "antelopev2"
     cross_attention_dim: int = 2048
     combine: Combine = "ortho_v2"
     zeros: int = 8
