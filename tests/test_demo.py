@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from PIL import Image
 
 from idgen.cli import main
 from idgen.commands.demo import EXAMPLE, example_photos
+from idgen.faces import FaceEncoder
+from idgen.faces.detection import Face
 from idgen.models.mini_detector import Detections, MiniDetector
 from tests.tiny_family import face_in_the_middle, tiny_family
 from tests.tiny_inpainting import tiny_inpainting_family
@@ -101,23 +104,43 @@ def test_the_same_seed_makes_the_same_pictures_and_another_seed_others(
     assert picture("c", "4") != picture("a", "3")
 
 
-@pytest.mark.usefixtures("with_family")
-def test_pictures_without_a_face_have_a_similarity_of_nought(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from idgen.faces import FaceEncoder
-
+def with_judge_that_sees(monkeypatch: pytest.MonkeyPatch, detect: Callable[[np.ndarray], list[Face]]) -> None:
     load = FaceEncoder.from_pretrained
 
-    def blind_judge(name: str, **options: Any) -> FaceEncoder:
+    def from_pretrained(name: str, **options: Any) -> FaceEncoder:
         encoder = load(name, **options)
         if name == "judge":
-            monkeypatch.setattr(encoder, "_detector", lambda image: [])
+            monkeypatch.setattr(encoder, "_detector", detect)
         return encoder
 
-    monkeypatch.setattr(FaceEncoder, "from_pretrained", blind_judge)
+    monkeypatch.setattr(FaceEncoder, "from_pretrained", from_pretrained)
+
+
+@pytest.mark.usefixtures("with_family")
+@pytest.mark.parametrize("photos_have_one", [False, True])
+def test_pictures_without_a_face_have_a_similarity_of_nought(
+    photos_have_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = example_photos("reference")[0].height
+    usual = FaceEncoder.from_pretrained("judge", device="cpu").detect
+
+    def detect(image: np.ndarray) -> list[Face]:
+        return usual(image) if photos_have_one and len(image) == size else []
+
+    with_judge_that_sees(monkeypatch, detect)
     result = demo(capsys, "--out", str(tmp_path))
     assert result["faces_found"] == 0 and result["id_similarity"] == 0
+    assert (result["real_photos"]["id_similarity"] != 0) == photos_have_one
+
+
+@pytest.mark.usefixtures("with_family")
+def test_pictures_are_kept_before_they_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def detect(image: np.ndarray) -> list[Face]:
+        raise KeyboardInterrupt
+
+    with_judge_that_sees(monkeypatch, detect)
+    assert main(["demo", "-n", "2", "--steps", "1", "--device", "cpu", "--out", str(tmp_path)]) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["generated_01.png", "generated_02.png"]
 
 
 @pytest.mark.usefixtures("with_family")

@@ -61,6 +61,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     identity = encoder(references)
     say(f"{len(identity)} references of the example person, {args.images} pictures to make on {device}")
     images, seconds = _generate(args, encoder, identity, device, dtype)
+    paths = [args.out / f"generated_{index:02d}.png" for index in range(1, len(images) + 1)]
+    for path, image in zip(paths, images, strict=True):
+        save_png(path, image)
     judge = FaceEncoder.from_pretrained("judge", device=device)
     made, shown, unseen = (_judge(judge, photos) for photos in (images, references, others))
     # The mean over the photos that were not among the references: the picture must show the person, not copy a photo.
@@ -70,9 +73,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     real = float((shown @ unseen.T).mean())
     given = Given(references, others[0], _landmarks(encoder, others[0]), encoder, device, dtype, args.steps, args.seed)
     more = _repair(args.out, given, judge, unseen[1:], statistics) if len(others) > 1 else []
-    paths = [args.out / f"generated_{index:02d}.png" for index in range(1, len(images) + 1)]
-    for path, image in zip(paths, images, strict=True):
-        save_png(path, image)
     sheet = args.out / "sheet.png"
     save_png(sheet, _sheet(references, (shown @ unseen.T).mean(1).tolist(), images, similarities, more))
     score = float(statistics.score(similarity))
@@ -123,11 +123,11 @@ def _repair(
             continue
         done = make(given)
         images = [done.before, done.without, done.after, given.photo]
-        cosines = [float(value) for value in (_judge_at(judge, images, given.landmarks) @ unseen.T).mean(1)]
-        scores = [float(statistics.score(value)) for value in cosines]
         paths = {key: out / f"{name}_{key}.png" for key in ("before", "without_references", "with_references")}
         for path, image in zip(paths.values(), images, strict=False):  # the original is the example's own
             save_png(path, image)
+        cosines = [float(value) for value in (_judge_at(judge, images, given.landmarks) @ unseen.T).mean(1)]
+        scores = [float(statistics.score(value)) for value in cosines]
         report = {
             "id_similarity": cosines[2],
             "id_score": scores[2],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
 
 BATCH = 64
+CROP = 112
 
 
 def embed_faces(encoder: FaceEncoder, images: Tensor) -> Tensor:
@@ -23,11 +25,11 @@ def embed_faces(encoder: FaceEncoder, images: Tensor) -> Tensor:
         (n, dim) float32 raw embeddings on the CPU; a row of zeros where no face was found.
     """
     landmarks, seen = detect_landmarks(encoder, images)
-    embeddings = torch.zeros(len(images), 0)
-    if seen.any():
-        found = embed_at(encoder, images[seen], landmarks[seen])
-        embeddings = torch.zeros(len(images), found.shape[1])
-        embeddings[seen] = found
+    if not seen.any():  # an encoder tells its width by what it makes, of anything
+        return torch.zeros(len(images), encoder.embed_aligned(np.zeros((1, CROP, CROP, 3), np.uint8)).shape[1])
+    found = embed_at(encoder, images[seen], landmarks[seen])
+    embeddings = torch.zeros(len(images), found.shape[1])
+    embeddings[seen] = found
     return embeddings
 
 
@@ -53,7 +55,7 @@ def embed_at(encoder: FaceEncoder, images: Tensor, landmarks: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def align(images: Tensor, landmarks: Tensor, size: int = 112) -> Tensor:
+def align(images: Tensor, landmarks: Tensor, size: int = CROP) -> Tensor:
     """(n, height, width, 3) uint8 and (n, 5, 2) -> ArcFace crops (n, 3, size, size) in [-1, 1]."""
     from idgen.faces import norm_crop_torch
 
