@@ -39,7 +39,8 @@ def test_it_finds_weights_where_they_lie(home: Path, capfd: pytest.CaptureFixtur
     places = {
         ("mini", "unet"): home / "mini" / "unet",
         ("insightface", "buffalo_l"): home / "insightface" / "models" / "buffalo_l",
-        ("hub", "foivospar/Arc2Face"): home / "hub" / "models--foivospar--Arc2Face" / "snapshots" / "abc",
+        ("insightface", "arc2face"): home / "insightface" / "models" / "arc2face",
+        ("hub", "FoivosPar/Arc2Face"): home / "hub" / "models--FoivosPar--Arc2Face" / "snapshots" / "abc",
     }
     for folder in places.values():
         folder.mkdir(parents=True)
@@ -54,6 +55,9 @@ def test_what_is_missing_comes_with_the_way_to_get_it(home: Path, capfd: pytest.
     told = report(capfd)
     assert set(told["missing"]) == {*doctor.INSIGHTFACE, *doctor.HUB}
     assert str(home / "insightface" / "models" / "antelopev2") in told["missing"]["antelopev2"]
+    recipe = told["missing"]["arc2face"]
+    assert "copy antelopev2 to " + str(home / "insightface" / "models" / "arc2face") in recipe
+    assert "arcface.onnx of FoivosPar/Arc2Face in place of its glintr100.onnx" in recipe
     assert not told["ok"]
     assert {problem["what"] for problem in told["problems"]} >= {
         f"the mini family lacks {name}" for name in doctor.MINI
@@ -89,5 +93,13 @@ def test_a_package_that_is_absent_or_too_old_is_a_problem(monkeypatch: pytest.Mo
     ]
 
 
-def test_every_training_that_the_doctor_names_exists() -> None:
-    assert all(importlib.util.find_spec(training) for training in set(doctor.MINI.values()))
+def test_every_training_that_the_doctor_names_exists_and_makes_the_component() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in guide.splitlines() if line.startswith("| ") and "`train/" in line]
+    for component, training in doctor.MINI.items():
+        assert importlib.util.find_spec(training)
+        makers = [command for *_, command, _, made, _ in rows if f" {component}/" in made]
+        # What no row names is a part of the base, a whole StableDiffusionPipeline.
+        assert any(f"train/{training.split('.')[-1]}.py" in command for command in makers) or (
+            not makers and training == "idgen.train.base"
+        ), component

@@ -18,8 +18,8 @@ HELP = "say which versions, devices and weights are here, what is missing and ho
 # The component folders of the mini family, and the training that makes each.
 MINI = {
     "vae": "idgen.train.autoencoder",
-    "tokenizer": "idgen.train.base",
-    "text_encoder": "idgen.train.base",
+    "tokenizer": "idgen.train.text_encoder",
+    "text_encoder": "idgen.train.text_encoder",
     "unet": "idgen.train.base",
     "scheduler": "idgen.train.base",
     "arc2face": "idgen.train.arc2face",
@@ -32,8 +32,13 @@ MINI = {
     "probe": "idgen.train.probe",
     "reader": "idgen.train.probe",
 }
-INSIGHTFACE = ("buffalo_l", "antelopev2")
-HUB = ("foivospar/Arc2Face", "stable-diffusion-v1-5/stable-diffusion-v1-5")
+# insightface's packs of weights, and how each gets into its folder.
+INSIGHTFACE = {
+    "buffalo_l": "unpack buffalo_l.zip of the insightface releases into {folder}",
+    "antelopev2": "unpack antelopev2.zip of the insightface releases into {folder}",
+    "arc2face": "copy antelopev2 to {folder} and put arcface.onnx of FoivosPar/Arc2Face in place of its glintr100.onnx",
+}
+HUB = ("FoivosPar/Arc2Face", "stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +170,7 @@ def _how_to_get(weights: dict[str, dict[str, Path | None]]) -> dict[str, str]:
     for name, path in weights["insightface"].items():
         if path is None:
             folder = insightface_root() / "models" / name
-            ways[name] = f"unpack {name}.zip of the insightface releases into {folder} (for research only)"
+            ways[name] = f"{INSIGHTFACE[name].format(folder=folder)} (for research only)"
     for name, path in weights["hub"].items():
         if path is None:
             ways[name] = f"hf download {name}"

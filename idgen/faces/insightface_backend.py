@@ -170,7 +170,7 @@ def _fetch(name: str, folder: Path) -> None:
     if name == "arc2face":
         raise IdgenError(
             f"the face encoder 'arc2face' is not at {folder}: copy antelopev2 there and put arcface.onnx"
-            " of huggingface.co/foivospar/Arc2Face in place of its glintr100.onnx (for research only)"
+            " of huggingface.co/FoivosPar/Arc2Face in place of its glintr100.onnx (for research only)"
         )
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise IdgenError(f"the face encoder {name!r} is not at {folder} and HF_HUB_OFFLINE is set: {by_hand}")
