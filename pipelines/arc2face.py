@@ -31,9 +31,10 @@ from idgen.adapters.arc2face import (
 )
 from idgen.adapters.identities import IdentityLike, unit_embeddings
 from idgen.errors import IdgenError
+from idgen.pipelines.shared import EndsGuidance
 
 
-class Arc2FacePipeline(StableDiffusionPipeline):
+class Arc2FacePipeline(EndsGuidance, StableDiffusionPipeline):
     """Stable Diffusion whose prompt is one face: `pipe(identity).images`.
 
     Everything else is diffusers' own: schedulers, callbacks, offloading, LoRA, `save_pretrained`.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
@@ -22,12 +22,13 @@ from idgen.checkpoint import save_weights
 from idgen.errors import IdgenError
 from idgen.identity import Identity
 from idgen.models.transface import TransFace, load_transface
+from idgen.pipelines.shared import EndsGuidance, bare, inside, take_out
 
 Face = Identity | Tensor  # with its aligned crops, or TransFace's patch features (references, patches, 512)
 Self = TypeVar("Self", bound="_FACT")
 
 
-class _FACT(DiffusionPipeline):
+class _FACT(EndsGuidance):
     """What the two pipelines below have in common.
 
     Attributes:
@@ -37,6 +38,7 @@ class _FACT(DiffusionPipeline):
 
     fact: FACTAdapter | None = None
     transface: TransFace | None = None
+    _along = ("fact", "transface")
 
     @classmethod
     def from_pretrained(
@@ -67,16 +69,6 @@ class _FACT(DiffusionPipeline):
             raise IdgenError(f"cannot load Stable Diffusion from {source.base}: {reason}") from error
         return cast(Self, pipe).load_fact(source.adapter, source.transface)
 
-    @classmethod
-    def from_pipe(cls: type[Self], pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """diffusers' `from_pipe`, in the pipeline's own dtype; an adapter that is in its UNet is shared too."""
-        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = pipeline.dtype
-        pipe = cast(Self, super().from_pipe(pipeline, **kwargs))
-        if isinstance(pipeline, _FACT):
-            pipe.fact, pipe.transface = pipeline.fact, pipeline.transface
-        return pipe
-
     def load_fact(
         self: Self,
         adapter: FACTAdapter | str | os.PathLike[str],
@@ -90,18 +82,18 @@ class _FACT(DiffusionPipeline):
         Raises:
             IdgenError: a file is missing, broken or of something else, or the adapter was made for another base.
         """
+        unet = bare(self.unet)
         if not isinstance(adapter, FACTAdapter):
-            adapter = FACTAdapter.from_pretrained(adapter, self.unet)
+            adapter = FACTAdapter.from_pretrained(adapter, unet)
         if transface is not None and not isinstance(transface, TransFace):
             transface = load_transface(transface)
         self.unload_fact()
-        self.fact, self.transface = adapter.inject(self.unet), transface
+        self.fact, self.transface = adapter.inject(unet), transface
         return self
 
     def unload_fact(self) -> None:
         """Take the adapter out; the UNet is as it was."""
-        if self.fact is not None:
-            self.fact.eject()
+        take_out(self.fact, self.unet)
         self.fact = self.transface = None
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -174,12 +166,10 @@ class _FACT(DiffusionPipeline):
         unknown = [name for name in options if name not in parameters or name == "kwargs"]
         if unknown:  # diffusers would swallow it
             raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
-        if self.fact is None:
-            raise IdgenError("no FaceChain-FACT adapter in this pipeline: load_fact('adapter_maj_....ckpt')")
+        adapter = inside(self.fact, self.unet, "FaceChain-FACT adapter", "load_fact('adapter_maj_....ckpt')")
         people = _people(identity)
         prompts, prompt, negative_prompt, options = _for_each(people, prompt, negative_prompt, options)
-        adapter = self.fact.to(device=self._execution_device, dtype=self.unet.dtype)
-        conditioning = adapter.condition(
+        conditioning = adapter.to(device=self._execution_device, dtype=self.unet.dtype).condition(
             self.encode_identity(identity),
             images=num_images_per_prompt * (prompts if people == 1 else 1),
             guidance=guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None,

@@ -11,13 +11,11 @@ from typing import Any, TypeVar, cast
 import torch
 from diffusers import (
     ControlNetModel,
-    DiffusionPipeline,
     MultiControlNetModel,
     StableDiffusionXLControlNetImg2ImgPipeline,
     StableDiffusionXLControlNetPipeline,
 )
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
-from diffusers.utils.torch_utils import is_compiled_module
 from torch import Tensor
 
 from idgen.adapters.base import Scale
@@ -29,6 +27,7 @@ from idgen.adapters.instantid.scene import draw_faces, people_of, person_masks, 
 from idgen.adapters.instantid.sources import SAVED, load_identitynet, locate
 from idgen.adapters.schedule import StepScales
 from idgen.errors import IdgenError
+from idgen.pipelines.shared import SharedNetworks, bare, inside, take_out
 
 Self = TypeVar("Self", bound="_InstantID")
 People = Person | Sequence[Person | Sequence[Person]]
@@ -37,7 +36,7 @@ TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
-class _InstantID(DiffusionPipeline):
+class _InstantID(SharedNetworks):
     """What the two pipelines below have in common. Their first ControlNet is IdentityNet.
 
     Attributes:
@@ -45,6 +44,7 @@ class _InstantID(DiffusionPipeline):
     """
 
     instantid: InstantIDAdapter | None = None
+    _along = ("instantid",)
     _pictures: str  # what diffusers' pipeline calls the ControlNets' pictures
 
     @classmethod
@@ -76,16 +76,6 @@ class _InstantID(DiffusionPipeline):
             raise IdgenError(f"cannot load SDXL from {source.base}: {reason}") from error
         return cast(Self, pipe).load_instantid(source.adapter)
 
-    @classmethod
-    def from_pipe(cls: type[Self], pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """diffusers' `from_pipe`, in the pipeline's own dtype; an adapter that is in its UNet is shared too."""
-        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = pipeline.dtype
-        pipe = cast(Self, super().from_pipe(pipeline, **kwargs))
-        if isinstance(pipeline, _InstantID):
-            pipe.instantid = pipeline.instantid
-        return pipe
-
     def load_instantid(self: Self, adapter: InstantIDAdapter | str | os.PathLike[str]) -> Self:
         """Put an adapter into the UNet, in the place of one that was loaded before.
 
@@ -94,7 +84,7 @@ class _InstantID(DiffusionPipeline):
         Raises:
             IdgenError: the file is missing, broken or of something else, or the adapter was made for another base.
         """
-        unet = _bare(self.unet)
+        unet = bare(self.unet)
         if not isinstance(adapter, InstantIDAdapter):
             adapter = InstantIDAdapter.from_pretrained(adapter, unet)
         self.unload_instantid()
@@ -103,8 +93,7 @@ class _InstantID(DiffusionPipeline):
 
     def unload_instantid(self) -> None:
         """Take the adapter out; the UNet is as it was."""
-        if self.instantid is not None:
-            self.instantid.eject()
+        take_out(self.instantid, self.unet)
         self.instantid = None
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -220,18 +209,15 @@ class _InstantID(DiffusionPipeline):
 
     def _loaded(self) -> tuple[InstantIDAdapter, list[ControlNetModel]]:
         """The adapter, where the UNet runs, and the ControlNets, IdentityNet first."""
-        if self.instantid is None:
-            raise IdgenError("no InstantID adapter in this pipeline: load_instantid('ip-adapter.bin')")
-        if self.instantid.unet is not _bare(self.unet):
-            raise IdgenError("the InstantID adapter is not in this pipeline's UNet: load_instantid(...) again")
-        net = _bare(self.controlnet)
+        adapter = inside(self.instantid, self.unet, "InstantID adapter", "load_instantid('ip-adapter.bin')")
+        net = bare(self.controlnet)
         nets = list(net.nets) if isinstance(net, MultiControlNetModel) else [self.controlnet]
-        reads, gives = nets[0].config["cross_attention_dim"], self.instantid.config.projection["output_dim"]
+        reads, gives = nets[0].config["cross_attention_dim"], adapter.config.projection["output_dim"]
         if reads != gives:
             raise IdgenError(
                 f"the first ControlNet reads {reads} channels and the faces have {gives}: it must be IdentityNet"
             )
-        return self.instantid.to(device=self._execution_device, dtype=self.unet.dtype), nets
+        return adapter.to(device=self._execution_device, dtype=self.unet.dtype), nets
 
     def _size(self, height: int | None, width: int | None, keypoints: Any | None, image: Any | None) -> tuple[int, int]:
         """(height, width) of the pictures."""
@@ -330,11 +316,6 @@ def _sum(conditionings: list[Conditioning]) -> Conditioning:
     for one in conditionings[1:]:
         total = total + one
     return total
-
-
-def _bare(module: Any) -> Any:
-    """A module as it was before torch.compile."""
-    return module._orig_mod if is_compiled_module(module) else module
 
 
 def _dtype(options: dict[str, Any], component: str) -> torch.dtype:

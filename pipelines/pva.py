@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     UNet2DConditionModel,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, StableDiffusionSafetyChecker
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import retrieve_timesteps
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -35,6 +37,7 @@ from idgen.checkpoint import save_weights
 from idgen.data.holes import check_holes
 from idgen.errors import IdgenError
 from idgen.models.iresnet import IResNet, load_iresnet
+from idgen.pipelines.shared import EndsGuidance, bare, for_guidance, inside, take_out
 
 if TYPE_CHECKING:
     from idgen.imageio import ImageLike
@@ -42,7 +45,15 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[str]
 
 
-class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
+@dataclass(eq=False, repr=False)
+class _Personal:
+    """Whom an adapter is personalised for, and what it was before. Pipelines that share the adapter share this too."""
+
+    person: PersonWeights | None = None
+    before: dict[str, Tensor] | None = None
+
+
+class PVAInpaintPipeline(EndsGuidance, StableDiffusionInpaintPipeline):
     """An inpainting model with PVA: `pipe(identity, image=photo, mask_image=mask).images`.
 
         pipe = PVAInpaintPipeline.from_pretrained("expr/celebahq/PVA/stage2", base="stable-diffusion-2-inpainting")
@@ -58,13 +69,11 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
     Attributes:
         pva: the adapter, which is in the UNet; None until one is loaded: then nobody in particular is painted.
         recogniser: (n, 3, 112, 112) in [-1, 1] -> (n, 512), makes identities of portraits; None where they are given.
-        person: whom the model is personalised for, see `load_person`.
     """
 
     pva: PVAAdapter | None = None
     recogniser: nn.Module | None = None
-    person: PersonWeights | None = None
-    _before_person: dict[str, Tensor] | None = None
+    _along = ("pva", "recogniser", "_personal")
 
     def __init__(
         self,
@@ -97,6 +106,7 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
             requires_safety_checker=requires_safety_checker,
         )
         self.register_to_config(placeholder=placeholder)
+        self._personal = _Personal()
 
     @classmethod
     def from_pretrained(
@@ -149,24 +159,30 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
         Raises:
             IdgenError: a file is missing, broken or of something else, or the adapter was made for another base.
         """
+        unet = bare(self.unet)
         if isinstance(adapter, PVAAdapter):
             network = (
                 recogniser if isinstance(recogniser, nn.Module) or recogniser is None else load_iresnet(recogniser)
             )
         else:
             network = load_recogniser(Path(adapter), recogniser)
-            adapter = load_adapter(Path(adapter), self.unet)
+            adapter = load_adapter(Path(adapter), unet)
         self.unload_pva()
-        self.pva = adapter.inject(self.unet)
+        self.pva = adapter.inject(unet)
         self.recogniser = None if network is None else network.eval().requires_grad_(False)
         return self
 
     def unload_pva(self) -> None:
         """Take the adapter out; the UNet is as it was."""
         self.unload_person()
-        if self.pva is not None:
-            self.pva.eject()
+        take_out(self.pva, self.unet)
         self.pva = self.recogniser = None
+        self._personal = _Personal()
+
+    @property
+    def person(self) -> PersonWeights | None:
+        """Whom the model is personalised for, by this pipeline or another one of the same UNet."""
+        return self._personal.person
 
     def load_person(self, person: PersonWeights | str | os.PathLike[str]) -> PVAInpaintPipeline:
         """Change the model for one person, in the place of whoever was loaded before.
@@ -178,18 +194,17 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
         """
         if not isinstance(person, PersonWeights):
             person = PersonWeights.load(person)
-        if self.pva is None:
-            raise IdgenError("no PVA adapter in this pipeline: load_pva('FPIP.bin')")
+        adapter = self._adapter()
         self.unload_person()
-        self._before_person = apply_person(self.pva, self.unet, person)
-        self.person = person
+        self._personal.before = apply_person(adapter, bare(self.unet), person)
+        self._personal.person = person
         return self
 
     def unload_person(self) -> None:
         """Change the model back."""
-        if self.pva is not None and self._before_person is not None:
-            remove_person(self.pva, self.unet, self._before_person)
-        self.person = self._before_person = None
+        if self.pva is not None and self._personal.before is not None:
+            remove_person(self.pva, bare(self.unet), self._personal.before)
+        self._personal.person = self._personal.before = None
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write the inpainting model as diffusers does, and beside it `pva/` with the adapter and the recogniser (an IResNet)."""
@@ -303,7 +318,8 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
             prompt = PROMPT.replace(PLACEHOLDER, self.config.placeholder) if people else NEGATIVE
         if prompt_embeds is None:
             prompt_embeds = self.encode_person_prompt(prompt)
-        guided = guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        guided = self.do_classifier_free_guidance
         if guided and negative_prompt_embeds is None:
             negative_prompt_embeds = self.encode_person_prompt(negative_prompt)
         rows = max(len(people), len(prompt_embeds))
@@ -320,6 +336,8 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
 
         height = height or self.unet.config.sample_size * self.vae_scale_factor
         width = width or self.unet.config.sample_size * self.vae_scale_factor
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         self.check_inputs(
             None, image, mask_image, height, width, strength, None, output_type, prompt_embeds=embeds,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
@@ -346,19 +364,22 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
         if not mask.flatten(1).any(1).all():
             raise IdgenError(f"the mask is thinner than a latent of {self.vae_scale_factor} px everywhere: widen it")
         extra = self.prepare_extra_step_kwargs(generator, eta)
-        self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, len(times), False
+        self._num_timesteps = len(times)
         with self.progress_bar(total=steps) as bar:
             for index, time in enumerate(times):
                 if self.interrupt:
                     continue
+                guided = self.do_classifier_free_guidance  # a callback may end it, or change its scale
                 given = self.scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time)
-                given = torch.cat([given, mask, masked_image_latents], 1)
+                # Without guidance the rows with identity alone, which are the last.
+                words, *seen = (x[-len(given) :] for x in (embeds, mask, masked_image_latents))
                 noise = self.unet(
-                    given, time, encoder_hidden_states=embeds, cross_attention_kwargs=kwargs or None, return_dict=False
-                )[0]
+                    torch.cat([given, *seen], 1), time, encoder_hidden_states=words,
+                    cross_attention_kwargs=for_guidance(kwargs, guided) or None, return_dict=False,
+                )[0]  # fmt: skip
                 if guided:
                     without, with_ = noise.chunk(2)
-                    noise = without + guidance_scale * (with_ - without)
+                    noise = without + self.guidance_scale * (with_ - without)
                 latents = self.scheduler.step(noise, time, latents, **extra, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     known = {
@@ -366,8 +387,11 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
                         "mask": mask, "masked_image_latents": masked_image_latents,
                     }  # fmt: skip
                     chosen = {name: known[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, index, time, chosen)
-                    latents, embeds = changed.pop("latents", latents), changed.pop("prompt_embeds", embeds)
+                    known |= callback_on_step_end(self, index, time, chosen)
+                    latents, embeds, negative_prompt_embeds = (
+                        known[name] for name in ("latents", "prompt_embeds", "negative_prompt_embeds")
+                    )
+                    mask, masked_image_latents = known["mask"], known["masked_image_latents"]
                 if (index + 1) % self.scheduler.order == 0:
                     bar.update()
 
@@ -389,10 +413,11 @@ class PVAInpaintPipeline(StableDiffusionInpaintPipeline):
     def _condition(
         self, people: list[Any], rows: int, images: int, guided: bool, scale: Scale, text_control: bool
     ) -> Conditioning:
-        if self.pva is None:
-            raise IdgenError("no PVA adapter in this pipeline: load_pva('FPIP.bin')")
         if len(people) not in (1, rows):
             raise IdgenError(f"{rows} prompts given for {len(people)} people: give one for all or one for each")
-        adapter = self.pva.to(device=self._execution_device, dtype=self.unet.dtype)
+        adapter = self._adapter().to(device=self._execution_device, dtype=self.unet.dtype)
         everybody = people * rows if len(people) == 1 else people
         return adapter.condition(everybody, images=images, guidance=guided, scale=scale, visual_null=text_control)
+
+    def _adapter(self) -> PVAAdapter:
+        return inside(self.pva, self.unet, "PVA adapter", "load_pva('FPIP.bin')")

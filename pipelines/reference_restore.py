@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel, VQModel
+from diffusers import AutoencoderTiny, DDIMScheduler, ImagePipelineOutput, UNet2DModel, VQModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
@@ -27,11 +27,12 @@ from idgen.adapters.cachekv.photos import as_list, as_people, as_pixels
 from idgen.adapters.cachekv.sampling import GuidedUNet, restore, set_timesteps
 from idgen.adapters.cachekv.sources import locate
 from idgen.errors import IdgenError
+from idgen.pipelines.shared import SharedNetworks
 
 Cache = ReferenceCache | str | os.PathLike[str]
 
 
-class ReferenceRestorePipeline(DiffusionPipeline):
+class ReferenceRestorePipeline(SharedNetworks):
     """A bad photo of a face and good photos of the same person -> a good photo: `pipe(bad, references=[...]).images`.
 
     Faces are aligned as FFHQ's are; for whole photos there is `idgen.restoration.restore_photo`.

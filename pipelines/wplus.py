@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from idgen.errors import IdgenError
 from idgen.faces.encoder import FaceEncoder
 from idgen.identity import Identity
 from idgen.models.e4e import E4E, load_e4e
+from idgen.pipelines.shared import EndsGuidance, bare, inside, take_out
 
 if TYPE_CHECKING:
     from idgen.imageio import ImageLike
@@ -35,7 +36,7 @@ Edit = tuple[EditDirection, float]
 LONGEST_REST = 30  # steps: the authors' bound on how long the adapter rests
 
 
-class WPlusPipeline(StableDiffusionPipeline):
+class WPlusPipeline(EndsGuidance, StableDiffusionPipeline):
     """Stable Diffusion 1.5 with the W+ Adapter: `pipe(w, prompt).images`.
 
     Everything else is diffusers' own: schedulers, callbacks, offloading, LoRA.
@@ -48,6 +49,9 @@ class WPlusPipeline(StableDiffusionPipeline):
     The authors use the autoencoder stabilityai/sd-vae-ft-mse (`vae=`) and the negative prompt "monochrome, lowres, bad
     anatomy, worst quality, low quality".
 
+    Threads take one pipeline each over the same modules (`from_pipe`). Their scheduler and tokenizer must be copies: both of
+    these remember things of a call (a fast tokenizer how it pads).
+
     Attributes:
         wplus: the adapter, which is in the UNet; None until one is loaded.
         e4e: makes codes of faces, and with its decoder faces of codes; None where codes are given instead.
@@ -55,6 +59,7 @@ class WPlusPipeline(StableDiffusionPipeline):
 
     wplus: WPlusAdapter | None = None
     e4e: E4E | None = None
+    _along = ("wplus", "e4e")
 
     @classmethod
     def from_pretrained(
@@ -90,20 +95,6 @@ class WPlusPipeline(StableDiffusionPipeline):
             pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
         return pipe.load_wplus(source.adapter, source.e4e)
 
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> WPlusPipeline:
-        """diffusers' `from_pipe`, in the pipeline's own dtype; an adapter that is in its UNet is shared too.
-
-        Threads take one pipeline each over the same modules. Their scheduler and tokenizer must be copies: both of these
-        remember things of a call (a fast tokenizer how it pads).
-        """
-        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = pipeline.dtype
-        pipe = super().from_pipe(pipeline, **kwargs)
-        if isinstance(pipeline, WPlusPipeline):
-            pipe.wplus, pipe.e4e = pipeline.wplus, pipeline.e4e
-        return pipe
-
     def load_wplus(
         self, adapter: WPlusAdapter | str | os.PathLike[str], e4e: E4E | str | os.PathLike[str] | None = None
     ) -> WPlusPipeline:
@@ -116,21 +107,21 @@ class WPlusPipeline(StableDiffusionPipeline):
             IdgenError: a file is missing, broken or of something else, the adapter was made for another base, or the
                 encoder's codes are not what it reads.
         """
+        unet = bare(self.unet)
         if not isinstance(adapter, WPlusAdapter):
-            adapter = WPlusAdapter.from_pretrained(adapter, self.unet)
+            adapter = WPlusAdapter.from_pretrained(adapter, unet)
         if e4e is not None and not isinstance(e4e, E4E):
             e4e = load_e4e(e4e)
         code = (sum(adapter.config.groups), adapter.config.style_dim)
         if e4e is not None and e4e.encoder.code != code:
             raise IdgenError(f"this W+ Adapter reads codes {code}, and this e4e makes {e4e.encoder.code}")
         self.unload_wplus()
-        self.wplus, self.e4e = adapter.inject(self.unet), e4e
+        self.wplus, self.e4e = adapter.inject(unet), e4e
         return self
 
     def unload_wplus(self) -> None:
         """Take the adapter out; the UNet is as it was."""
-        if self.wplus is not None:
-            self.wplus.eject()
+        take_out(self.wplus, self.unet)
         self.wplus = self.e4e = None
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -193,14 +184,6 @@ class WPlusPipeline(StableDiffusionPipeline):
         size = self._face_side()
         return torch.stack([self._codes_of(portraits_of_crops(person.crops, size)).mean(0) for person in people])
 
-    @property
-    def cross_attention_kwargs(self) -> dict[str, Any] | None:
-        """What diffusers' loop hands to the UNet. Where a callback has ended the guidance, the rows with identity alone."""
-        own = self._cross_attention_kwargs
-        if own and KEY in own and own[KEY].guided and not self.do_classifier_free_guidance:
-            return own | own[KEY].positive().kwargs
-        return own
-
     @torch.no_grad()
     def __call__(
         self,
@@ -245,8 +228,7 @@ class WPlusPipeline(StableDiffusionPipeline):
         unknown = [name for name in options if name not in parameters or name == "kwargs"]
         if unknown:  # diffusers would swallow it
             raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
-        if self.wplus is None:
-            raise IdgenError("no W+ Adapter in this pipeline: load_wplus('wplus_adapter.bin')")
+        adapter = inside(self.wplus, self.unet, "W+ Adapter", "load_wplus('wplus_adapter.bin')")
         prompt, who = _apart(identity, prompt, w)
         codes = _edited(self._codes(who), edits)
         if prompt is not None:
@@ -261,7 +243,7 @@ class WPlusPipeline(StableDiffusionPipeline):
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             if options.get(name) is not None and len(options[name]) == 1:
                 options[name] = options[name].expand(rows, -1, -1)
-        conditioning = self.wplus.condition(
+        conditioning = adapter.condition(
             codes.expand(rows, -1, -1),
             images=num_images_per_prompt,
             guidance=guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None,
