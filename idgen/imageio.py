@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from idgen.errors import IdgenError
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # Checked against the header, before a single pixel is decoded: a 1 MB PNG can unpack to gigabytes.
 MAX_PIXELS = 64_000_000
+# What photos come in. Pillow knows more, by the content whatever the name: its EPS, for one, is a program for Ghostscript to run.
+# HEIF is for those who registered pillow-heif.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 _LOCK = threading.Lock()
 
 
@@ -33,7 +36,7 @@ def load_image(source: ImageLike) -> Image.Image:
         source: a file, a PIL image, or a (H, W, 3) uint8 RGB array.
 
     Raises:
-        IdgenError: no such file, empty, not an image, damaged, or more than 64 million pixels.
+        IdgenError: no such file, empty, not an image, of none of `FORMATS`, damaged, or more than 64 million pixels.
     """
     from PIL import Image, ImageOps
 
@@ -41,6 +44,8 @@ def load_image(source: ImageLike) -> Image.Image:
         image, name = _open(Path(source)), str(source)
     elif isinstance(source, Image.Image):
         image, name = source, "the image"
+        if image.format not in (None, *FORMATS):  # its pixels may not be decoded yet
+            raise IdgenError(f"{name} is of the format {image.format}: save it as PNG, JPEG or WebP")
         _check_size(image, name)
     else:
         return _from_array(source)
@@ -61,9 +66,21 @@ def load_array(source: ImageLike) -> np.ndarray:
     return np.array(load_image(source))
 
 
+def open_image(source: Path | IO[bytes]) -> Image.Image:
+    """`PIL.Image.open` for what somebody else made: of `FORMATS` only; the header is read and nothing decoded.
+
+    Raises:
+        PIL.UnidentifiedImageError: no image, or one of another format.
+    """
+    from PIL import Image
+
+    Image.init()  # of the formats, Pillow knows the usual ones only until it is asked for all
+    return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def _open(path: Path) -> Image.Image:
-    """The image with its header read and nothing decoded."""
-    from PIL import Image, UnidentifiedImageError
+    """The image with its header read and nothing decoded, or one line that says why not."""
+    from PIL import UnidentifiedImageError
 
     if path.is_dir():
         raise IdgenError(f"{path} is a folder: name the image files in it")
@@ -71,7 +88,7 @@ def _open(path: Path) -> Image.Image:
         if path.stat().st_size == 0:
             raise IdgenError(f"{path} is empty (0 bytes): save it again")
         with _own_limit():
-            image = Image.open(path)
+            image = open_image(path)
     except FileNotFoundError:
         raise IdgenError(f"no such file: {path}") from None
     except UnidentifiedImageError:

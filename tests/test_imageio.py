@@ -5,9 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from idgen.errors import IdgenError
+from idgen.evaluation.bins import EncodedFace
 from idgen.imageio import MAX_PIXELS, load_array, load_image
 
 # Four quarters: red, green / blue, white.
@@ -22,7 +23,7 @@ def close(got, want, atol=12):
     return np.abs(np.asarray(got).astype(int) - np.asarray(want)).max() <= atol
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff", "ppm"])
 def test_the_usual_formats_load_as_rgb(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(QUARTERS).save(path, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
@@ -156,6 +157,19 @@ def test_what_is_not_an_image_is_one_line(tmp_path):
     refused(tmp_path / "text.jpg", "not an image")
     refused(tmp_path / "header.png")
     refused(tmp_path, "folder")
+
+
+def test_no_photo_starts_ghostscript(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given: started.append(given))
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(QUARTERS).resize((112, 112)).save(path, "EPS")
+    refused(path, "not an image")
+    with pytest.raises(IdgenError, match="of the format EPS: save it as PNG"):
+        load_image(Image.open(path))
+    with pytest.raises(IdgenError, match="can not be decoded"):
+        EncodedFace(path.read_bytes(), "image 0").pixels()
+    assert not started
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])

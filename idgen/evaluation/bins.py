@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from idgen.errors import IdgenError
-from idgen.imageio import load_array
+from idgen.imageio import load_array, open_image
 
 SIDE = 112
 
@@ -39,7 +39,7 @@ class EncodedFace:
         from PIL import Image
 
         try:
-            with Image.open(io.BytesIO(self.data)) as image:
+            with open_image(io.BytesIO(self.data)) as image:
                 if image.width != image.height:
                     raise IdgenError(
                         f"{self.name} is {image.width} x {image.height} px: a .bin file holds aligned square faces"
