@@ -35,6 +35,7 @@ from idgen.rewards.policies import Condition, guided
 from idgen.rewards.ranking import dpo_loss, drift_loss, extremes, take, unet_features
 from idgen.rewards.terms import RewardSum, RewardTerm
 from idgen.rewards.views import Asked, CropView, FaceFinder, WholeView, vae_decoder
+from idgen.train.checkpoints import damage, newest_first
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.picture_coding import encode_photos, load_tiny
@@ -122,7 +123,9 @@ class RewardStage(Stage[RewardTrainConfig]):
             device,
             person if config.person is not None else None,
         )
-        self.guards, self.progress, self.shown = Guards(config.guards), -1.0, torch.empty(0)
+        self.guards, self.shown = Guards(config.guards), torch.empty(0)
+        # The step of the checkpoint that training goes on from, and the batches since.
+        self.begun, self.batches = _newest_step(config.output_dir) if config.resume else 0, 0
         self._remember()
 
     def batch(self, rng: np.random.Generator) -> Batch:
@@ -148,9 +151,7 @@ class RewardStage(Stage[RewardTrainConfig]):
         return batch
 
     def losses(self, model: Callable[..., Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
-        self.progress = progress
-        # Checks that came after the checkpoint from which training goes on are made again.
-        self.guards.history = [row for row in self.guards.history if row["progress"] <= progress]
+        self.batches += 1
         config, condition = self.config, self.subject.condition(batch["vectors"], batch["prompts"])
         losses: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
@@ -193,10 +194,11 @@ class RewardStage(Stage[RewardTrainConfig]):
             scores = self.rewards.each(scored).unflatten(0, (people, count))
         told = {"faces": view.seen.float().mean(), "reward": self.rewards.total(scored)}
         best, worst = extremes(scores, config.chosen if config.name == "drpo" else 1)
-        # Of a person of whom no picture could be told anything, nothing is learned.
-        usable = scores.amax(1) > float("-inf")
-        if not bool(usable.any()):
-            return told | {"ranked": torch.stack([one.sum() for one in self.module.parameters()]).sum() * 0}
+        # Of a person of whom too few pictures could be told anything, nothing is learned.
+        usable = (scores > float("-inf")).sum(1) >= (config.chosen if config.name == "drpo" else 1)
+        learns = bool(usable.any())
+        if not learns:  # the same passes all the same: other processes make them too, and wait for this one's gradients
+            usable = torch.ones_like(usable)
         groups = clean.unflatten(0, (people, count))
         if config.name == "drpo":
             made = self.chain.walk(denoise, noisy, first=last)
@@ -209,7 +211,7 @@ class RewardStage(Stage[RewardTrainConfig]):
             noised = add_noise(self.subject.pipe.scheduler, take(groups, places)[usable, 0])
             kept = condition.map(lambda part: part[usable])
             ranked = denoising_loss(model(noised.noisy, noised.timesteps, kept), noised)
-        return told | {"ranked": ranked}
+        return told | {"ranked": ranked if learns else ranked * 0}
 
     def _prefer(self, model: Callable[..., Tensor], condition: Condition, pair: Tensor) -> Tensor:
         """Diffusion-DPO on better and worse latents (2 * people, ...): both at the same noise and time."""
@@ -255,12 +257,12 @@ class RewardStage(Stage[RewardTrainConfig]):
         if not self.guards.history or not len(self.shown):
             figures, self.shown = self.checks(base=True)
             if not self.guards.history:
-                self.guards.check({"progress": -1.0, **figures})
-            if self.progress < 0:  # before the first step there is nothing else to see
+                self.guards.check({"step": 0, **figures})
+            if self.step == 0:  # before the first step there is nothing else to see
                 self._write()
                 return figures, self.checks.picture(self.shown, self.shown)
         figures, made = self.checks()
-        self.stopped = self.guards.check({"progress": self.progress, **figures})
+        self.stopped = self.guards.check({"step": self.step, **figures})
         self._write()
         base = self.guards.history[0]
         gains = {f"{name}_gain": value - base[name] for name, value in figures.items() if name in base}
@@ -271,8 +273,11 @@ class RewardStage(Stage[RewardTrainConfig]):
             temporary.write_text(json.dumps({"stopped": self.stopped, "history": self.guards.history}, indent=1) + "\n")
 
     def save(self, folder: Path) -> None:
-        best = self.guards.best if self.config.guards.act else len(self.guards.history) - 1
-        if best == len(self.guards.history) - 1:
+        history, act = self.guards.history, self.config.guards.act
+        if act and (not history or history[-1]["step"] != self.step):
+            return  # the validation did not fit into memory: what these weights are worth is not known
+        best = self.guards.best if act else len(history) - 1
+        if best == len(history) - 1:
             self.module.save(folder / FILE, self.rewards.recognisers)
         elif best == 0 or not (folder / FILE).exists():  # nothing that was learned is worth its price
             parameters = list(self.module.parameters())
@@ -283,6 +288,11 @@ class RewardStage(Stage[RewardTrainConfig]):
 
     def load(self, folder: Path) -> None:
         self.module.load(folder / FILE)
+
+    @property
+    def step(self) -> int:
+        """Of the optimiser, so far."""
+        return self.begun + self.batches // self.config.gradient_accumulation_steps
 
     @property
     def _file(self) -> Path:
@@ -307,14 +317,17 @@ class RewardStage(Stage[RewardTrainConfig]):
         return np.flatnonzero(usable)
 
     def _remember(self) -> None:
-        """What the guards saw before a training was interrupted."""
+        """What the guards saw before a training was interrupted. Checks that came after the checkpoint are made again."""
         if not (self.config.resume and self._file.exists()):
             return
         try:
             stored = json.loads(self._file.read_text())
-            self.guards.history, self.stopped = list(stored["history"]), stored["stopped"]
+            rows, stopped = stored["history"], stored["stopped"]
+            self.guards.history = [row for row in rows if row["step"] <= self.step]
         except (ValueError, KeyError, TypeError) as error:
             raise IdgenError(f"{self._file} is damaged: remove it, or start with --resume false") from error
+        if self.config.guards.act and len(self.guards.history) == len(rows):
+            self.stopped = stopped
 
 
 def build_subject(config: RewardTrainConfig, device: torch.device) -> Subject:
@@ -351,6 +364,12 @@ def build_look(config: RewardTrainConfig, pipe: Any, finder: FaceFinder, device:
             "decode: tiny needs a small decoder: train one with train/tiny_decoder.py and name it as `tiny`"
         )
     return WholeView(tiny, finder)
+
+
+def _newest_step(folder: Path) -> int:
+    """Of the newest checkpoint that is whole; 0 without one."""
+    whole = (path for path in newest_first(folder) if damage(path) is None)
+    return next((int(path.name.rpartition("-")[2]) for path in whole), 0)
 
 
 def _errors(answer: Tensor, noised: Noised) -> Tensor:

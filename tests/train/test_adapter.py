@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 import idgen.configs
 from idgen.adapters.registry import adapter_class
@@ -106,6 +107,19 @@ def test_what_an_adapter_is_trained_on_is_what_it_reads_of_an_identity_later(
             ]
             assert min(float((one - made).abs().max()) for one in later) < 1e-5
             assert max(float((one - made).abs().max()) for one in later) > 1e-5
+
+
+@pytest.mark.parametrize("sampler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_what_a_model_is_sampled_with_changes_nothing_of_the_training(
+    tmp_path: Path, people_folder: Path, sampler: Any
+) -> None:
+    stage = AdapterStage(config(tmp_path, people_folder, identity_weight=1.0), torch.device("cpu"))
+    batch, told = stage.batch(np.random.default_rng(0)), []
+    for scheduler in (stage.subject.pipe.scheduler, sampler.from_config(stage.subject.pipe.scheduler.config)):
+        stage.subject.pipe.scheduler = scheduler
+        torch.manual_seed(0)
+        told.append(stage.losses(stage.module, batch, 1.0))
+    assert all(torch.allclose(value, told[1][name], atol=1e-4) for name, value in told[0].items())
 
 
 @pytest.mark.parametrize("photos", [False, True])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,42 @@ def test_a_batch_of_which_nothing_can_be_told_teaches_nothing(tmp_path, people_f
         assert made["faces"] == 0 and not moved(stage)
 
 
+@pytest.mark.parametrize("name", ["drpo", "dpo", "winners", "losers"])
+def test_a_process_that_saw_nobody_passes_the_model_as_often_as_the_others(
+    tmp_path: Path, people_folder: Path, name: str
+) -> None:
+    algorithm = {"name": name, "steps": 2, "candidates": 4}
+    stage = RewardStage(config(tmp_path, people_folder, algorithm=algorithm), torch.device("cpu"))
+    passes: list[list[bool]] = []
+
+    def model(*inputs: Any, **settings: Any) -> torch.Tensor:
+        passes[-1].append(torch.is_grad_enabled())
+        return stage.module(*inputs, **settings)
+
+    look, batch = stage.look, stage.batch(np.random.default_rng(0))
+    for faces in (True, False):
+        passes.append([])
+        stage.look = lambda latents, faces=faces: replace(look(latents), seen=torch.full((len(latents),), faces))
+        made = stage.losses(model, batch, 0.0)
+        made["loss"].backward()
+        assert made["ranked"].requires_grad and (faces or made["ranked"] == 0)
+        assert moved(stage) == faces
+        stage.module.zero_grad()
+    assert passes[0] == passes[1] and any(passes[0])
+
+
+def test_nothing_is_drawn_to_pictures_without_a_face(tmp_path: Path, people_folder: Path) -> None:
+    algorithm = {"name": "drpo", "steps": 2, "candidates": 4, "chosen": 2}
+    for faces, learns in ((1, False), (2, True)):
+        stage = RewardStage(config(tmp_path, people_folder, algorithm=algorithm), torch.device("cpu"))
+        look = stage.look
+        stage.look = lambda latents, look=look, faces=faces: replace(
+            look(latents), seen=torch.arange(len(latents)) % 4 < faces
+        )
+        stage.losses(stage.module, stage.batch(np.random.default_rng(0)), 0.0)["loss"].backward()
+        assert moved(stage) == learns
+
+
 @pytest.mark.parametrize("decode", ["tiny", "crop"])
 def test_the_gradient_passes_a_small_decoder_or_the_face_alone(tmp_path, people_folder, family, decode) -> None:
     stage, made = losses(config(tmp_path, people_folder, decode=decode, tiny=str(family / "vae")))
@@ -197,14 +235,18 @@ def test_training_ends_when_a_guard_says_so_and_stays_ended(tmp_path, people_fol
     fit(RewardStage, settings)
     assert max(row["step"] for row in rows(out)) == 2 and asked == [1, 2, 3]
     stored = json.loads((out / "guards.json").read_text())
-    assert stored["stopped"] == "detection fell" and [row["progress"] for row in stored["history"]] == [-1, 0, 0.1]
+    assert stored["stopped"] == "detection fell" and [row["step"] for row in stored["history"]] == [0, 1, 2]
     fit(RewardStage, settings)
     assert asked == [1, 2, 3]
 
 
 def test_weights_of_a_check_that_cost_too_much_are_not_kept(tmp_path: Path, people_folder: Path) -> None:
     stage = RewardStage(config(tmp_path, people_folder, guards={}), torch.device("cpu"))
-    stage.guards.history = [{"reward": 0.1, "detection": 1.0}, {"reward": 0.5, "detection": 0.5}]
+    stage.begun = 1
+    stage.guards.history = [
+        {"step": 0, "reward": 0.1, "detection": 1.0},
+        {"step": 1, "reward": 0.5, "detection": 0.5},
+    ]
     with torch.no_grad():
         for parameter in stage.module.parameters():
             parameter += 1
@@ -212,6 +254,66 @@ def test_weights_of_a_check_that_cost_too_much_are_not_kept(tmp_path: Path, peop
     tensors = load_weights(tmp_path / "weights" / "adapter.safetensors")
     assert all(not value.any() for name, value in tensors.items() if "lora_B" in name), "the base was not kept"
     assert all(bool((p == p0 + 1).all()) for p, p0 in zip(stage.module.parameters(), stage.start, strict=True))
+
+
+def out_of_memory(base: bool = False) -> None:
+    raise RuntimeError("CUDA out of memory.")
+
+
+def test_weights_whose_check_did_not_fit_into_memory_are_not_kept(tmp_path: Path, people_folder: Path) -> None:
+    stage = RewardStage(config(tmp_path, people_folder, guards={}), torch.device("cpu"))
+    stage.checks = out_of_memory  # type: ignore[assignment]
+    stage.begun = 1
+    with pytest.raises(RuntimeError):
+        stage.validate()
+    stage.save(tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()  # not even the base's were measured
+    stage.guards.history = [{"step": 0, "reward": 0.1}, {"step": 1, "reward": 0.5}]
+    stage.save(tmp_path / "weights")
+    measured = load_weights(tmp_path / "weights" / "adapter.safetensors")
+    stage.begun = 2
+    with torch.no_grad():
+        for parameter in stage.module.parameters():
+            parameter += 1
+    with pytest.raises(RuntimeError):
+        stage.validate()
+    stage.save(tmp_path / "weights")
+    kept = load_weights(tmp_path / "weights" / "adapter.safetensors")
+    assert all(torch.equal(value, kept[name]) for name, value in measured.items())
+    stage.config.guards.act = False  # who only watches wants the newest
+    stage.save(tmp_path / "weights")
+    newest = load_weights(tmp_path / "weights" / "adapter.safetensors")
+    assert not all(torch.equal(value, newest[name]) for name, value in measured.items())
+
+
+def test_a_longer_training_remembers_every_check_that_its_checkpoint_has_seen(tmp_path, people_folder) -> None:
+    out = tmp_path / "out"
+    changes: dict[str, Any] = {"validation_steps": 1, "checkpoints_total_limit": 9, "gradient_accumulation_steps": 2}
+    settings = config(out, people_folder, max_train_steps=2, **changes)
+
+    def steps() -> list[int]:
+        return [row["step"] for row in json.loads((out / "guards.json").read_text())["history"]]
+
+    fit(RewardStage, settings)
+    assert steps() == [0, 1, 2]
+    longer = config(out, people_folder, max_train_steps=4, **changes)
+    fit(RewardStage, longer)
+    assert steps() == [0, 1, 2, 3, 4]
+    for newer in (3, 4):
+        shutil.rmtree(out / f"checkpoint-{newer}")
+    assert [row["step"] for row in RewardStage(longer, torch.device("cpu")).guards.history] == [0, 1, 2]
+
+
+def test_why_a_training_ended_counts_only_while_guards_act(tmp_path: Path, people_folder: Path) -> None:
+    stored = {"stopped": "detection fell", "history": [{"step": 0, "reward": 0.1}]}
+    (tmp_path / "guards.json").write_text(json.dumps(stored))
+    for act in (True, False):
+        stage = RewardStage(config(tmp_path, people_folder, guards={"act": act}), torch.device("cpu"))
+        assert stage.stopped == ("detection fell" if act else None) and len(stage.guards.history) == 1
+    stored["history"].append({"step": 1, "reward": 0.2})  # seen after the newest checkpoint, of which there is none
+    (tmp_path / "guards.json").write_text(json.dumps(stored))
+    stage = RewardStage(config(tmp_path, people_folder, guards={}), torch.device("cpu"))
+    assert stage.stopped is None and len(stage.guards.history) == 1
 
 
 @pytest.mark.parametrize(
