@@ -20,6 +20,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
+from idgen.adapters.arc2face.convert import load_model
 from idgen.data.faces import FaceFolder
 from idgen.errors import IdgenError
 from idgen.faces.align_torch import norm_crop_torch
@@ -88,7 +89,8 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         self.class_weights = torch.tensor(weights, device=device)
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        chosen = np.sort(rng.choice(len(self.data), self.config.train_batch_size, replace=False))
+        size = self.config.train_batch_size
+        chosen = np.sort(rng.choice(len(self.data), size, replace=len(self.data) < size))
         return {
             "ids": [self.data.name(int(photo)) for photo in chosen],
             "images": to_float(self.data.images[chosen], self.device),
@@ -98,7 +100,7 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
 
     def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         images = batch["images"]
-        made, latents = model(images)
+        made, latents, scores = model(images)
         made = made.float()
         weights = self.class_weights[batch["masks"].long()][:, None]
         weights = weights / weights.mean()
@@ -120,19 +122,13 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         if self.reader is not None and clear and self.config.reader_weight:
             losses["reader"] = feature_distance(self.reader.maps(made), self.reader.maps(images)).mean()
             total = total + self.config.reader_weight * losses["reader"]
-        if self.module.critic is not None:
-            losses["critic"] = self._critic(made, images)
+        if scores is not None:
+            losses["critic"] = _hinge(scores.float())
             if progress > self.config.adversarial_start:
                 losses["adversarial"] = self._adversarial(made)
                 total = total + self._balance(total, losses["adversarial"]) * losses["adversarial"]
             total = total + losses["critic"]
         return {"loss": total, **losses}
-
-    def _critic(self, made: Tensor, images: Tensor) -> Tensor:
-        """Hinge loss; its gradients reach the critic alone."""
-        assert self.module.critic is not None
-        real, false = self.module.critic(torch.cat([images, made.detach()])).float().chunk(2)
-        return F.relu(1 - real).mean() + F.relu(1 + false).mean()
 
     def _adversarial(self, made: Tensor) -> Tensor:
         """How real the pictures look to the critic, whose weights get no gradients from it."""
@@ -164,7 +160,7 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
         images = to_float(self.held_out.images[:64], self.device)
-        made, latents = self.module(images)
+        made, latents, _ = self.module(images)
         made = made.float().clamp(-1, 1)
         error = (made - images).pow(2).mean((1, 2, 3)) / 4
         figures = {
@@ -186,7 +182,7 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
         vae.half().save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        given = AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32)
+        given: Any = load_model(folder, "autoencoder")
         self.module.vae.load_state_dict(given.state_dict())
         self.given_scale = given.config.scaling_factor
 
@@ -196,10 +192,25 @@ class _Reconstruct(nn.Module):
         super().__init__()
         self.vae, self.noise, self.critic = vae, noise, critic
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Pictures made anew, their latents, and in training the critic's scores, first of `images` and then of those made.
+
+        The critic learns from these scores alone, and in here: of several processes each waits for the gradients of all
+        that its forward pass leads to.
+        """
         latents = self.vae.encode(images).latents
         noisy = latents + self.noise * torch.randn_like(latents) if self.training else latents
-        return self.vae.decode(noisy).sample, latents
+        made = self.vae.decode(noisy).sample
+        scores = None
+        if self.critic is not None and self.training:
+            scores = self.critic(torch.cat([images, made.detach().float()]))
+        return made, latents, scores
+
+
+def _hinge(scores: Tensor) -> Tensor:
+    """Of a critic's scores of as many real pictures as false ones behind them."""
+    real, false = scores.chunk(2)
+    return F.relu(1 - real).mean() + F.relu(1 + false).mean()
 
 
 class _Critic(nn.Sequential):

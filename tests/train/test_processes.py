@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -78,6 +79,16 @@ def test_two_processes_learn_what_one_does_from_the_same_batches(module: str, al
         assert torch.allclose(value, other[name], atol=1e-4), name
     newest = newest_first(out)[0]
     assert damage(newest) is None and json.loads((newest / "manifest.json").read_text())["processes"] == 2
+
+
+def test_two_processes_train_an_autoencoder_against_its_critic(people_folder: Path, tmp_path: Path) -> None:
+    settings = SHORT | PLAIN | {"output_dir": tmp_path, "data": people_folder, "validation": people_folder}
+    settings |= {"max_train_steps": 2, "train_batch_size": 1, "adversarial_weight": 0.5, "adversarial_start": 0.4}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    done = run([*TWO, "-m", "idgen.train.autoencoder", *words], ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    critic, both = [row for row in read_log(tmp_path / "log.jsonl") if "loss" in row]
+    assert "adversarial" not in critic and all(math.isfinite(both[name]) for name in ("critic", "adversarial"))
 
 
 def test_two_processes_agree_on_the_clock_and_end_together(tmp_path: Path) -> None:
