@@ -85,7 +85,8 @@ class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
         quieten_words(self.module.text_encoder)
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        chosen = rng.choice(len(self.data), self.config.train_batch_size, replace=False)
+        size = self.config.train_batch_size
+        chosen = rng.choice(len(self.data), size, replace=len(self.data) < size)
         others, counts = self.data.others(chosen, rng)
         several = rng.random(len(chosen)) >= self.config.single_reference_share
         shown = np.minimum(counts, np.where(several, rng.integers(2, 5, len(chosen)), 1))

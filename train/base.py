@@ -79,8 +79,8 @@ class BaseStage(Stage[BaseConfig]):
             self.words = WordsLoss(config, data, self.scheduler, vae_decoder(self.vae), device)
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        chosen = torch.from_numpy(rng.choice(len(self.latents), self.config.train_batch_size, replace=False))
-        chosen = chosen.to(self.device)
+        size = self.config.train_batch_size
+        chosen = torch.from_numpy(rng.choice(len(self.latents), size, replace=len(self.latents) < size)).to(self.device)
         dropped = torch.from_numpy(rng.random(len(chosen)) < self.config.proportion_empty_prompts).to(self.device)
         return {
             "photos": chosen,

@@ -44,7 +44,9 @@ from idgen.train.sharded_weights import prepare_deepspeed, refuse_sharding, whol
 from idgen.train.train_log import TrainLog, trackers
 
 # Settings that name weights made elsewhere.
-GIVEN = ("vae", "unet", "text_encoder", "tokenizer", "base", "recogniser", "detector", "words_probe", "reader")
+GIVEN = (
+    "start_from", "vae", "unet", "text_encoder", "tokenizer", "base", "recogniser", "detector", "words_probe", "reader",
+)  # fmt: skip
 Config = TypeVar("Config", bound=TrainConfig)
 Batch = dict[str, Any]
 

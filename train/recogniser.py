@@ -58,7 +58,8 @@ class RecogniserStage(Stage[RecogniserConfig]):
 
     def batch(self, rng: np.random.Generator) -> Batch:
         per = self.config.photos_per_person
-        people = rng.choice(len(self.data.shots), -(-self.config.train_batch_size // per), replace=False)
+        count = -(-self.config.train_batch_size // per)
+        people = rng.choice(len(self.data.shots), count, replace=len(self.data.shots) < count)
         chosen = self.data.shots_of(people, per, rng).reshape(-1)
         return self._load(self.data, chosen)
 

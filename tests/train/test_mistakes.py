@@ -81,7 +81,7 @@ def fails(outcome: tuple[int, list[str]], *says: str) -> None:
         ({"data": "nowhere"}, (), ("no metadata.jsonl in nowhere", "idgen synth --out nowhere")),
         ({"config": "nowhere.yaml"}, (), ("cannot read the config nowhere.yaml",)),
         ({"report_to": "wandbb"}, (), ("report_to names 'wandbb'",)),
-        ({"start_from": "nowhere"}, (), ("no such weights file: nowhere/adapter.safetensors",)),
+        ({"start_from": "nowhere"}, (), ("start_from: no such file or folder: nowhere",)),
     ],
 )
 def test_settings(run: Run, people_folder: Path, tmp_path: Path, settings: Any, words: Any, says: Any) -> None:
@@ -102,6 +102,14 @@ def test_an_autoencoder_of_which_nothing_is_left_to_train(
 ) -> None:
     given = SHORT | {"output_dir": tmp_path / "out", "data": people_folder, "validation": people_folder} | other
     fails(run("autoencoder.py", given | {"freeze_decoder": True}), "freeze_decoder trains the encoder alone")
+
+
+def test_weights_to_start_from_that_are_none(run: Run, people_folder: Path, tmp_path: Path) -> None:
+    given = SHORT | {"output_dir": tmp_path / "out", "data": people_folder, "validation": people_folder}
+    fails(run("autoencoder.py", given | {"start_from": tmp_path / "nowhere"}), "start_from: no such file or folder")
+    (tmp_path / "empty").mkdir()
+    fails(run("autoencoder.py", given | {"start_from": tmp_path / "empty"}), "config.json", "empty")
+    assert not (tmp_path / "out").exists()
 
 
 def test_people_of_one_photo_each(run: Run, people_folder: Path, tmp_path: Path) -> None:
