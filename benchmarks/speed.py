@@ -16,14 +16,17 @@ import torch
 
 from benchmarks.bars_pictures import add_speed
 from benchmarks.generation import load_arc2face
+from benchmarks.guides import add_identity_guidance
 from benchmarks.report import Report, parser, run
 from idgen.devices import resolve_device, resolve_dtype
+from idgen.faces import FaceEncoder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags = parser(__doc__, people=1)
     flags.add_argument("--steps", type=int, default=20)
     flags.add_argument("--guidance", type=float, default=2.0)
+    add_identity_guidance(flags, "as `idgen generate` has it")
     flags.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     flags.add_argument("--threads", type=int, help="CPU threads of torch (default: its own choice)")
     args = flags.parse_args(argv)
@@ -40,9 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         demo_seconds=seconds,
         demo=result,
     )
-    pipe = load_arc2face(device, dtype)
+    pipe, encoder = load_arc2face(device, dtype), FaceEncoder.from_pretrained("mini", device=device)
     for batch in args.batches:
-        add_speed(report, pipe, steps=args.steps, guidance=args.guidance, batch=batch)
+        settings = {"steps": args.steps, "guidance": args.guidance, "identity_guidance": args.identity_guidance}
+        add_speed(report, pipe, encoder, batch=batch, **settings)
     report.publish(args.json)
 
 
