@@ -31,6 +31,7 @@ from benchmarks.personal_prompts import SUBJECT, adherence, edits, write_caption
 from benchmarks.report import Report, add_split, chosen_people, parser, run, timed
 from idgen.console import say
 from idgen.devices import resolve_device, resolve_dtype
+from idgen.errors import IdgenError
 from idgen.evaluation.rendered import Photos, take_photos
 from idgen.files import atomic_write
 from idgen.finetune import load_adapter, remove_adapter, set_strength
@@ -38,6 +39,7 @@ from idgen.metrics import bootstrap_means, pixel_spread, rank_one, sharpness_rat
 from idgen.metrics.identity import found, photo_cosines, similarity_to
 from idgen.models.probe import load_probe
 from idgen.sheet import SheetRow, contact_sheet
+from idgen.train.checkpoints import changed
 from idgen.train.config import parse_config
 from idgen.train.loop import fit
 from idgen.train.lora import FILE, LoraConfig, LoraStage
@@ -104,13 +106,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _learn(args: argparse.Namespace, kind: str, person: int) -> float:
-    """Seconds that the training took; a finished one is not trained again, one that was broken off begins anew."""
+    """Seconds that the training took; a finished one is not trained again, one that was broken off begins anew.
+
+    Raises:
+        IdgenError: the finished one had other settings.
+    """
     folder = args.out / str(person) / f"{args.condition}-{kind}"
-    clock = folder / SECONDS
-    if clock.is_file():
-        return float(clock.read_text())
-    if folder.exists():
-        shutil.rmtree(folder)
     settings = [
         f"data.photos={args.out / str(person) / 'photos'}",
         f"adapter.kind={kind}",
@@ -120,13 +121,31 @@ def _learn(args: argparse.Namespace, kind: str, person: int) -> float:
         settings.append(f'data.caption="{SUBJECT}, {{}}"')
     settings += [f"output_dir={folder}", f"prior.folder={args.out / 'prior'}", f"seed={args.seed}", *args.set]
     flags = [word for setting in settings for word in ("--set", setting)]
+    config = parse_config(LoraConfig, ["--config", str(args.config), *flags])
+    clock = folder / SECONDS
+    if clock.is_file():
+        _require_same(folder, config)
+        return float(clock.read_text())
+    if folder.exists():
+        shutil.rmtree(folder)
     start = time.perf_counter()
-    fit(LoraStage, parse_config(LoraConfig, ["--config", str(args.config), *flags]))
+    fit(LoraStage, config)
     seconds = time.perf_counter() - start
     with atomic_write(clock) as temporary:
         temporary.write_text(f"{seconds:.2f}")
     say(f"{person}, {kind}: {seconds:.0f} s")
     return seconds
+
+
+def _require_same(folder: Path, config: LoraConfig) -> None:
+    """Hold the settings of a finished training, which it left in its folder, against those asked for."""
+    before = parse_config(LoraConfig, ["--config", str(folder / "config.yaml")])
+    # All of them, also what a training that goes on may change: steps decide what was learned, threads what the clock says.
+    # Only where the files lie says nothing.
+    places: Any = {"output_dir": True, "data": {"photos"}, "prior": {"folder"}}
+    old, new = (one.model_dump(mode="json", exclude=places) for one in (before, config))
+    if changes := changed(old, new, "training."):
+        raise IdgenError(f"{folder} was made with other settings: {'; '.join(changes)}; use those, or another --out")
 
 
 def _draw_zero_shot(args: argparse.Namespace, conditioning: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 
 from benchmarks import personal_prompts, personalise
 from benchmarks.personal_prompts import adherence, edits
+from idgen.errors import IdgenError
 from idgen.evaluation.rendered import Photos
 from idgen.models.mini_detector import MiniDetector
 from idgen.models.probe import Reading
+from idgen.train.config import dump
 from tests.benchmarks.test_mini_bars import noise_photos
 from tests.tiny_family import face_in_the_middle, tiny_family
 
@@ -69,6 +72,7 @@ def test_a_finished_training_keeps_its_seconds_and_a_broken_one_begins_anew(
     def fit(_: Any, config: Any) -> None:
         begun.append((config.output_dir / "half").exists())
         config.output_dir.mkdir(parents=True)
+        (config.output_dir / "config.yaml").write_text(dump(config))
 
     monkeypatch.setattr(personalise, "fit", fit)
     args = personalise._arguments(["--out", str(tmp_path)])
@@ -77,7 +81,40 @@ def test_a_finished_training_keeps_its_seconds_and_a_broken_one_begins_anew(
     half.touch()
     seconds = personalise._learn(args, "lora", 7)
     assert personalise._learn(args, "lora", 7) == pytest.approx(seconds, abs=0.01)
+    moved = (tmp_path / "7").rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    moved.rename(tmp_path / "elsewhere" / "7")
+    args = personalise._arguments(["--out", str(tmp_path / "elsewhere")])
+    assert personalise._learn(args, "lora", 7) == pytest.approx(seconds, abs=0.01)
     assert begun == [False], "trained once, and not from what was left behind"
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--seed", "1"], "seed: 0 -> 1"),
+        (["--set", "max_train_steps=7"], "max_train_steps: 220 -> 7"),
+        (["--set", "adapter.rank=2"], "adapter.rank: 8 -> 2"),
+        (["--config", "another.yaml"], "learning_rate: 0.0005 -> 0.1"),
+    ],
+    ids=" ".join,
+)
+def test_a_finished_training_with_other_settings_is_not_reused(
+    flags: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(_: Any, config: Any) -> None:
+        config.output_dir.mkdir(parents=True)
+        (config.output_dir / "config.yaml").write_text(dump(config))
+
+    monkeypatch.setattr(personalise, "fit", fit)
+    monkeypatch.chdir(tmp_path)
+    recipe = personalise.RECIPE.read_text(encoding="utf-8")
+    Path("another.yaml").write_text(recipe.replace("learning_rate: 5.0e-4", "learning_rate: 0.1"), encoding="utf-8")
+    personalise._learn(personalise._arguments(["--out", "out"]), "lora", 7)
+    with pytest.raises(IdgenError, match=re.escape(named)) as caught:
+        personalise._learn(personalise._arguments(["--out", "out", *flags]), "lora", 7)
+    assert "another --out" in str(caught.value)
+    assert (tmp_path / "out" / "7" / "identity-lora" / personalise.SECONDS).is_file()
 
 
 def test_words_are_counted_person_by_person_and_attribute_by_attribute() -> None:
