@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -208,6 +209,8 @@ class ReferenceRestorePipeline(SharedNetworks):
             raise IdgenError(f"latents have the shape {list(latents.shape)}, expected {list(lq.shape)}")
         scheduler = copy.deepcopy(self.scheduler)  # its counters are of this call
         _set_timesteps(scheduler, num_inference_steps, lq.device)
+        # Such schedulers may add noise at each step.
+        noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         self._interrupt = False
         with self.progress_bar(total=len(scheduler.timesteps)) as bar:
 
@@ -223,12 +226,12 @@ class ReferenceRestorePipeline(SharedNetworks):
                 return now
 
             try:
-                made = restore(guided, scheduler, latents.to(lq), on_step)
+                made = restore(guided, scheduler, latents.to(lq), on_step, **noise)
             except _Interrupted as interrupted:
                 made = interrupted.latents
         images: Any = made
         if output_type != "latent":
-            pixels = self.vq.decode(made / self.vq.config.scaling_factor).sample
+            pixels = self.vq.decode(made.to(self.vq.dtype) / self.vq.config.scaling_factor).sample
             images = self.image_processor.postprocess(pixels.float(), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if return_dict else (images,)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import (
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     LCMScheduler,
@@ -117,6 +118,26 @@ def test_any_scheduler_of_diffusers(pipe, kind):
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
     images = restored(pipe, photos(1), photos(1, seed=2), num_inference_steps=4)
     assert images.isfinite().all() and images.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler])
+def test_noise_that_is_added_at_each_step_is_the_seeds_and_each_photos_own(pipe, kind):
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    bad = photos(2)
+
+    def made(photos, *seeds):
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return restored(pipe, photos, generator=generator, output_type="latent")
+
+    together = made(bad, 0, 1)
+    assert torch.equal(made(bad, 0, 1), together)
+    torch.testing.assert_close(made(bad[1], 1), together[1:], atol=1e-3, rtol=0)  # untrained, it enlarges rounding
+
+
+def test_an_autoencoder_of_another_precision_than_the_unets(pipe):
+    pipe.unet.to(torch.bfloat16)
+    images = restored(pipe, photos(1), photos(1, seed=2))
+    assert images.dtype == torch.float32 and images.isfinite().all()
 
 
 def test_callbacks_see_change_and_stop(pipe):
