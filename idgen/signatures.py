@@ -84,8 +84,13 @@ def _in_ref_adapter(path: Path) -> bool:
     return path.parent.name == "ref_adapter"
 
 
+def plain_name(name: str) -> str:
+    """A file's name without case and separators, in which variants are looked for that the keys do not tell apart."""
+    return re.sub(r"[-_. ]", "", name.lower())
+
+
 def _named_plus_v2(path: Path) -> bool:
-    return "plusv2" in re.sub(r"[-_. ]", "", path.name.lower())
+    return "plusv2" in plain_name(path.name)
 
 
 UNKNOWN = Signature("unknown", "unknown weights", ())

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from idgen.adapters.embeddings import RawEmbeddings, UnitEmbeddings
 from idgen.adapters.ip_faceid import IPFaceIDAdapter
+from idgen.adapters.ip_faceid.convert import convert
 from idgen.adapters.layers import attention_layers
 from idgen.errors import IdgenError
+from idgen.models.face_projections import FaceIDPlusProjection
 from tests.adapters.bases import WIDTH, call_arguments, predict, tiny_unet
 from tests.conformance.published import nested_pickle
 
@@ -98,3 +100,19 @@ def test_a_file_for_sdxl_is_said_to_be_for_sdxl_and_the_unet_is_unchanged(tmp_pa
     with pytest.raises(IdgenError, match="was made for SDXL"):
         IPFaceIDAdapter.from_pretrained(path, unet)
     assert torch.equal(predict(unet, arguments), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "shortcut"),
+    [
+        ("ip-adapter-faceid-plusv2_sd15.bin", True),
+        ("faceid-plus-v2.bin", True),
+        ("FaceID_Plus_V2 sd15.safetensors", True),
+        ("ip-adapter-faceid-plus_sd15.bin", False),
+    ],
+)
+def test_plus_v2_is_told_by_its_name_however_that_is_written(name: str, shortcut: bool) -> None:
+    projection = FaceIDPlusProjection(cross_attention_dim=64, clip_dim=16, depth=1)
+    state = published("sd15", 4, 64) | {f"image_proj.{key}": value for key, value in projection.state_dict().items()}
+    layers = attention_layers(tiny_unet("sd15", cross_attention_dim=64))
+    assert convert(state, layers, source=name)[0].shortcut is shortcut

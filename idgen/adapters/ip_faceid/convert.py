@@ -16,6 +16,7 @@ from idgen.adapters.layers import AttentionLayer, family
 from idgen.errors import IdgenError
 from idgen.models.face_projections import FaceIDPlusProjection, FaceIDProjection
 from idgen.models.published import part, shape
+from idgen.signatures import plain_name
 
 PORTRAIT_TOKENS = 16
 
@@ -44,7 +45,7 @@ def convert(
         )
     lora = [key for key in tensors if key.endswith("_lora.down.weight")]
     rank = shape(tensors, lora[0], 2, what)[0] if lora else 0
-    name = source.lower()
+    name = plain_name(source)
     if plus and shortcut is None:
         if "plus" not in name:
             raise IdgenError(
