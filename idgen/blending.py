@@ -31,11 +31,11 @@ def fill_seamlessly(photo: Tensor, made: Tensor, hole: Tensor) -> Tensor:
     difference = photo - made
     light = difference * (LIGHT / difference.norm(dim=1, keepdim=True).clamp(min=LIGHT))
     reach = REACH * max(photo.shape[-2:])
-    carried = _membrane(light, hole) + _membrane(difference - light, hole, 1 / reach**2)
+    carried = membrane(light, hole) + membrane(difference - light, hole, 1 / reach**2)
     return torch.where(hole, made + carried, photo)
 
 
-def _membrane(values: Tensor, hole: Tensor, pull: float = 0.0) -> Tensor:
+def membrane(values: Tensor, hole: Tensor, pull: float = 0.0) -> Tensor:
     """Values as given outside the hole, and smooth in it: solved at half the size, then relaxed (cascadic multigrid).
 
     Args:
@@ -48,7 +48,7 @@ def _membrane(values: Tensor, hole: Tensor, pull: float = 0.0) -> Tensor:
     if height == width == 1:
         return values * known
     weight = _halved(known)
-    coarse = _membrane(_halved(values * known) / weight.clamp(min=1e-6), weight == 0, 4 * pull)
+    coarse = membrane(_halved(values * known) / weight.clamp(min=1e-6), weight == 0, 4 * pull)
     relaxed = torch.where(hole, F.interpolate(coarse, size=(height, width), mode="bilinear"), values)
     for _ in range(SWEEPS):
         around = F.pad(relaxed, (1, 1, 1, 1), mode="replicate")  # nothing is known beyond the picture: it goes on level

@@ -20,7 +20,7 @@ from torch import Tensor
 from idgen.adapters.pva.person import PersonWeights, Variant
 from idgen.adapters.pva.personalise import Look, PersonPhotos, train_person
 from idgen.adapters.pva.transform import face_crop
-from idgen.blending import fill_seamlessly
+from idgen.blending import membrane
 from idgen.data.holes import check_holes
 from idgen.data.portraits import as_tensor
 from idgen.data.regions import REGIONS, region_mask
@@ -131,7 +131,7 @@ def inpaint_photo(
         identity_guidance: how strongly the encoder's recogniser guides the later steps to the identity, which it must have made
             (`idgen.rewards.ascent`; 0.01 on the mini family); 0 not at all.
         words_guidance: how strongly the mini family's reader guides the steps to what a prompt names of expression, hair,
-            glasses, head and beard (0.03 on the mini family); 0 not at all. A prompt that names nothing of these is not guided.
+            glasses, head and beard (0.04 on the mini family); 0 not at all. A prompt that names nothing of these is not guided.
         settings: for the pipeline: `prompt`, `num_inference_steps`, `guidance_scale`, `text_control`, ...
     Raises:
         IdgenError: neither or both of mask and region, a mask that does not fit, no face for a region, or one too small.
@@ -323,7 +323,7 @@ def _emptied(photo: Image.Image, mask: np.ndarray) -> Image.Image:
         torch.from_numpy(pixels[part].copy()).permute(2, 0, 1)[None],
         torch.from_numpy(mask[part].copy())[None, None],
     )
-    pixels[part] = fill_seamlessly(seen, torch.zeros_like(seen), hole)[0].permute(1, 2, 0).round().byte().numpy()
+    pixels[part] = membrane(seen.float(), hole)[0].permute(1, 2, 0).round().byte().numpy()
     return Image.fromarray(pixels)
 
 

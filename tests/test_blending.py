@@ -2,7 +2,7 @@
 
 import torch
 
-from idgen.blending import fill_seamlessly
+from idgen.blending import fill_seamlessly, membrane
 
 SIZE = 64
 HOLE = torch.zeros(1, 1, SIZE, SIZE, dtype=torch.bool)
@@ -55,3 +55,8 @@ def test_rows_do_not_touch_each_other_and_odd_sizes_and_no_hole_work():
         alone = fill_seamlessly(*(x[row : row + 1] for x in (photo, made, hole)))
         torch.testing.assert_close(together[row : row + 1], alone)
     assert torch.equal(together[1], made[1]) and torch.equal(together[2], photo[2])
+
+
+def test_a_membrane_carries_what_is_around_a_hole_into_it_whatever_the_range():
+    values = torch.full((1, 3, SIZE, SIZE), 200.0)
+    torch.testing.assert_close(membrane(torch.where(HOLE, 0.0, values), HOLE), values)

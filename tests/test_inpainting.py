@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,12 @@ from PIL import Image
 
 from idgen.adapters.pva import PVAConfig, training
 from idgen.adapters.pva import personalise as module
-from idgen.adapters.pva.person import PersonWeights, compress, expand
+from idgen.adapters.pva.person import PersonWeights, compress, expand, fingerprint
 from idgen.data.portraits import as_tensor
 from idgen.errors import IdgenError
 from idgen.faces import FaceEncoder
 from idgen.faces.align_torch import norm_crop_torch
-from idgen.inpainting import _cut_largest, inpaint_photo, personalise, read_references
+from idgen.inpainting import _cut_largest, _emptied, inpaint_photo, personalise, read_references
 from idgen.models.iresnet import IResNet
 from idgen.models.mini_detector import Detections, MiniDetector
 from idgen.pipelines import PVAInpaintPipeline
@@ -85,6 +87,18 @@ def test_what_of_the_mask_the_portrait_does_not_hold_is_left(pipe, encoder, monk
     away[150:, 250:] = True
     with pytest.raises(IdgenError, match="no face of the photo is where the mask is"):
         inpaint_photo(pipe, encoder, photo(size=(300, 200)), None, mask=away, **FEW)
+
+
+def test_a_hole_shows_its_surroundings_before_it_is_filled():
+    mask = np.zeros((90, 120), bool)
+    mask[20:70, 30:] = True
+    grey = np.full((90, 120, 3), 200, np.uint8)
+    damaged = grey.copy()
+    damaged[mask] = 0
+    assert np.array_equal(np.asarray(_emptied(Image.fromarray(damaged), mask)), grey)
+    before = np.asarray(photo(size=(120, 90)))
+    after = np.asarray(_emptied(Image.fromarray(before), mask))
+    assert np.array_equal(after[~mask], before[~mask]) and abs(after[mask].mean() - before[~mask].mean()) < 20
 
 
 def test_a_turned_face_is_filled_in_its_place(pipe, encoder, monkeypatch):
@@ -265,6 +279,21 @@ def test_identity_is_read_in_the_decoded_prediction_the_right_way_round(pipe, en
     photos = module.PersonPhotos(*[torch.zeros(1)] * 5)
     with pytest.raises(IdgenError, match="needs the recogniser: pass look"):
         module.train_person(pipe, photos, identity_weight=1.0)
+
+
+@pytest.mark.parametrize("theirs", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_person_s_weights_know_their_model_in_any_precision(pipe, encoder, theirs):
+    pipe.pva.to(theirs)
+    person = PersonWeights("visual", {}, fingerprint(pipe.pva))
+    hashed = hashlib.sha256(pipe.pva.transform_network.q_tokens.detach().half().numpy().tobytes()).hexdigest()[:16]
+    pipe.load_person(PersonWeights("visual", {}, hashed))  # as files of before say it
+    for ours in (torch.float16, torch.bfloat16, torch.float32):
+        pipe.load_person(person).pva.to(ours)
+    pipe.load_person(person).unload_person()
+    pipe.pva.transform_network.q_tokens.data.mul_(1.01)
+    for stranger in (person, PersonWeights("visual", {}, hashed), PersonWeights("visual", {}, "a b")):
+        with pytest.raises(IdgenError, match="another PVA model"):
+            pipe.load_person(stranger)
 
 
 def test_a_user_s_own_lora_stays_beside_a_person_s(pipe, encoder):

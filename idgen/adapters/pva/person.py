@@ -23,6 +23,8 @@ from idgen.errors import IdgenError
 from idgen.formats import PERSON, require_format
 
 CODES, SCALES = ".codes", ".scales"
+FINGERPRINT_VALUES = 64
+ROUNDING = 2**-8  # bfloat16 moves a value by half of that at most
 LORA = "unet."  # begins the names of LoRA's weights
 PEFT_NAME = "idgen_person"
 # LoRA is on the text attention's own projections, all of which the authors' other variant (CrossQKV) trains.
@@ -72,9 +74,25 @@ class PersonWeights:
 
 
 def fingerprint(adapter: PVAAdapter) -> str:
-    """Tells one trained adapter from another, in any precision."""
-    queries = adapter.transform_network.q_tokens.detach().cpu().half().contiguous()
-    return hashlib.sha256(queries.numpy().tobytes()).hexdigest()[:16]
+    """Tells one trained adapter from another, in any precision: some of its values, for `made_by`."""
+    return " ".join(f"{value:.6g}" for value in _values(adapter).tolist())
+
+
+def made_by(person: PersonWeights, adapter: PVAAdapter) -> bool:
+    """Whether a person's weights were trained with this adapter, in whichever precision either of them was."""
+    words, own = person.model.split(), _values(adapter)
+    if len(words) == 1:  # a file of before: the hash of the values in half precision
+        queries = adapter.transform_network.q_tokens.detach().cpu().half().contiguous()
+        return words[0] == hashlib.sha256(queries.numpy().tobytes()).hexdigest()[:16]
+    try:
+        theirs = torch.tensor([float(word) for word in words])
+    except ValueError:
+        return False
+    return theirs.shape == own.shape and torch.allclose(theirs, own, rtol=ROUNDING, atol=1e-6)
+
+
+def _values(adapter: PVAAdapter) -> Tensor:
+    return adapter.transform_network.q_tokens.detach().flatten()[:FINGERPRINT_VALUES].float().cpu()
 
 
 def compress(name: str, change: Tensor) -> dict[str, Tensor]:
@@ -106,7 +124,7 @@ def apply_person(adapter: PVAAdapter, unet: UNet2DConditionModel, person: Person
     Raises:
         IdgenError: the weights belong to another model.
     """
-    if person.model != fingerprint(adapter):
+    if not made_by(person, adapter):
         raise IdgenError("these weights of a person were made with another PVA model: personalise again with this one")
     own = dict(adapter.named_parameters())
     whole = expand(person.changes)
