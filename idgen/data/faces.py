@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,11 @@ from idgen.errors import IdgenError
 from idgen.files import atomic_write
 
 CACHE = ".idgen-cache"
+METADATA = "metadata.jsonl"
+LAYOUT = (
+    "`idgen synth` writes file_name, mask_file_name, caption, person and landmarks5 of every photo (plain photos are for"
+    " photos.path of train/adapter.py)"
+)
 
 
 @dataclass(frozen=True)
@@ -48,15 +54,16 @@ class FaceFolder:
         """Reads a folder with metadata.jsonl, and makes its cache the first time.
 
         Raises:
-            IdgenError: no such folder, no metadata, a line that is not JSON, or a picture that is missing or broken.
+            IdgenError: no such folder, no metadata, a line that is not JSON or lacks something, or a picture that is missing,
+                broken or of another size than the first.
         """
         folder = Path(folder)
-        rows = _read_rows(folder / "metadata.jsonl")
+        rows = _read_rows(folder / METADATA)
+        labels = [_labels(folder, rows, place) for place in range(len(rows))]
         images, masks = _cached(folder, rows)
         numbers: dict[int, int] = {}
-        people = np.array([numbers.setdefault(int(row["person"]), len(numbers)) for row in rows], np.int64)
-        landmarks = np.array([row["landmarks5"] for row in rows], np.float32)
-        return cls(folder, images, masks, landmarks, people, rows)
+        people = np.array([numbers.setdefault(person, len(numbers)) for person, _ in labels], np.int64)
+        return cls(folder, images, masks, np.stack([points for _, points in labels]), people, rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,9 +73,14 @@ class FaceFolder:
         row = self.rows[photo]
         return str(row.get("file_name", f"person {row['person']}, shot {row.get('shot', photo)}"))
 
-    @property
+    @cached_property
     def captions(self) -> list[str]:
-        return [row["caption"] for row in self.rows]
+        """What each photo shows.
+
+        Raises:
+            IdgenError: one has no caption.
+        """
+        return [_value(self.folder, self.rows, place, "caption") for place in range(len(self.rows))]
 
     @cached_property
     def shots(self) -> list[np.ndarray]:
@@ -126,6 +138,25 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _value(folder: Path, rows: list[dict[str, Any]], place: int, name: str) -> Any:
+    row = rows[place]
+    if not isinstance(row, dict) or name not in row:
+        raise IdgenError(f"{folder / METADATA}, line {place + 1} lacks {name}: {LAYOUT}")
+    return row[name]
+
+
+def _labels(folder: Path, rows: list[dict[str, Any]], place: int) -> tuple[int, np.ndarray]:
+    """Who a photo shows, and float32 (5, 2)."""
+    person, landmarks = (_value(folder, rows, place, name) for name in ("person", "landmarks5"))
+    with suppress(TypeError, ValueError):
+        number, points = int(person), np.array(landmarks, np.float32)
+        if points.shape == (5, 2):
+            return number, points
+    raise IdgenError(
+        f"{folder / METADATA}, line {place + 1}: person is a whole number, landmarks5 are five points [x, y]"
+    )
+
+
 def _cached(folder: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     # `idgen synth --format arrays` leaves them beside the metadata.
     for place in (folder, folder / CACHE):
@@ -139,9 +170,16 @@ def _cached(folder: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.nd
     size = _picture(folder / rows[0]["file_name"]).shape[0]
     images = np.empty((len(rows), size, size, 3), np.uint8)
     masks = np.empty((len(rows), size, size), np.uint8)
-    for i, row in enumerate(progress(rows, len(rows), "reading pictures")):
-        images[i] = _picture(folder / row["file_name"])
-        masks[i] = _picture(folder / row["mask_file_name"], keep=True)
+    for i in progress(range(len(rows)), len(rows), "reading pictures"):
+        for name, array in (("file_name", images), ("mask_file_name", masks)):
+            file = folder / str(_value(folder, rows, i, name))
+            picture = _picture(file, keep=array is masks)
+            if picture.shape != array.shape[1:]:
+                raise IdgenError(
+                    f"{file} has the shape {picture.shape} and not {array.shape[1:]}: photos and masks are squares of one"
+                    " size, masks of one channel"
+                )
+            array[i] = picture
     for file, array in ((images_file, images), (masks_file, masks)):
         with atomic_write(file) as temporary, temporary.open("wb") as handle:
             np.save(handle, array)
