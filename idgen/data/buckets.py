@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from idgen.errors import IdgenError
+
 Size = tuple[int, int]  # height, width
 
 
@@ -14,9 +16,15 @@ def bucket_sizes(resolution: int, step: int = 64, longest: float = 2.0) -> list[
         resolution: side of the square.
         step: what the model asks for: 64 for Stable Diffusion at 512 and more, 8 times a power of two otherwise.
         longest: most that one side may be longer than the other.
+
+    Raises:
+        IdgenError: the square's side is no multiple of `step`.
     """
     if resolution % step:
-        raise ValueError(f"the resolution {resolution} is no multiple of {step}")
+        near = max(step, resolution // step * step)
+        raise IdgenError(
+            f"resolution {resolution} is no multiple of {step}, as aspect_ratio_buckets need it: take {near} or {near + step}"
+        )
     sizes = {(resolution, resolution)}
     for width in range(step, int(resolution * math.sqrt(longest)) + 1, step):
         height = resolution * resolution // width // step * step

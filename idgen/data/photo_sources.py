@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
 # What a column or key may be called where it is not given; the names of the field's data sets.
 CAPTIONS, PEOPLE = ("text", "caption", "prompt", "txt"), ("person", "identity", "label", "id", "cls")
+
+
+class UnreadablePhotoError(IdgenError):
+    """A photo whose file can not be read, is no image, or is damaged: the others can be used without it."""
 
 
 class SourceConfig(BaseModel):
@@ -82,18 +87,18 @@ def decode(data: bytes, name: str) -> np.ndarray:
     """(height, width, 3) uint8 RGB, upright.
 
     Raises:
-        IdgenError: it is no image, or damaged.
+        UnreadablePhotoError: it is no image, or damaged.
     """
     if not data:
-        raise IdgenError(f"{name} is empty (0 bytes)")
+        raise UnreadablePhotoError(f"{name} is empty (0 bytes)")
     try:
         image = Image.open(io.BytesIO(data))
     except Exception as error:  # each of Pillow's decoders fails in its own way
-        raise IdgenError(f"{name} is not an image that can be read") from error
+        raise UnreadablePhotoError(f"{name} is not an image that can be read") from error
     try:
         return load_array(image)
     except IdgenError as error:
-        raise IdgenError(str(error).replace("the image", name, 1)) from error
+        raise UnreadablePhotoError(str(error).replace("the image", name, 1)) from error
 
 
 def _guess(path: str) -> str:
@@ -157,6 +162,10 @@ def _shards(config: SourceConfig) -> Iterator[Photo]:
             caption, person = _said(row, config)
             name = str(sample["__key__"])
             yield Photo(f"{name}.{suffix}", caption, person or name, partial(bytes, sample[suffix]))
+    except tarfile.TarError as error:  # webdataset adds the shard's name at the end
+        raise IdgenError(
+            f"cannot read the shard {error.args[-1]}: it is cut off or no tar file, copy it again"
+        ) from error
     except (OSError, ValueError) as error:
         raise IdgenError(f"cannot read the shards {config.path}: {' '.join(str(error).split())[:200]}") from error
 

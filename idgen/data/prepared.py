@@ -20,8 +20,9 @@ from torch import Tensor
 from idgen.console import progress, say
 from idgen.data.buckets import Size, bucket_sizes, nearest_bucket
 from idgen.data.disk_cache import DiskCache, digest
-from idgen.data.photo_sources import SourceConfig, decode, open_photos
+from idgen.data.photo_sources import Photo, SourceConfig, UnreadablePhotoError, decode, open_photos
 from idgen.errors import IdgenError
+from idgen.evaluation.fingerprints import encoder_fingerprint
 from idgen.faces.align import norm_crop
 from idgen.faces.detection import MIN_SIDE, Face
 
@@ -123,7 +124,7 @@ class Preparer:
         made_by = {
             "version": VERSION,
             "autoencoder": weights,
-            "recogniser": encoder.recogniser,
+            "encoder": encoder_fingerprint(encoder),  # by its weights: one that is trained anew keeps its name
             "sizes": self.sizes,
             "crops": config.crops,
             "zoom": config.zoom,
@@ -134,17 +135,16 @@ class Preparer:
         """Every photo of the source that can be used.
 
         Raises:
-            IdgenError: none can be, or (`faceless: error`) one shows no face.
+            IdgenError: none can be, (`faceless: error`) one shows no face, or the cache can not be written.
         """
         report, ready = PrepareReport(self.config.faceless), []
         for photo in progress(open_photos(self.config), None, "photos"):
             try:
-                data = photo.read()
-                made = self._prepare(photo.name, data)
-            except (IdgenError, OSError) as error:
+                data = _read(photo)
+                tensors, notes = self._prepare(photo.name, data)
+            except UnreadablePhotoError as error:
                 report.unreadable[photo.name] = str(error).removeprefix(f"{photo.name} ").removeprefix("is ")
                 continue
-            tensors, notes = made
             if "vector" not in tensors:
                 if self.config.faceless == "error":
                     raise IdgenError(
@@ -226,6 +226,13 @@ class Preparer:
             points = np.zeros((5, 2)) if face is None else (face.landmarks + 0.5 - corner) / scale - 0.5
             places.append(torch.from_numpy(points.astype(np.float32)))
         return np.stack(crops), torch.stack(places)
+
+
+def _read(photo: Photo) -> bytes:
+    try:
+        return photo.read()
+    except OSError as error:
+        raise UnreadablePhotoError(str(error)) from error
 
 
 def _nothing(path: str, report: PrepareReport) -> str:

@@ -128,6 +128,13 @@ def test_sources_that_are_not_as_said_are_one_line(tmp_path: Path, changes: dict
     assert "\n" not in str(caught.value)
 
 
+def test_a_shard_that_is_cut_off_is_one_line(tmp_path: Path) -> None:
+    shard = Path(as_shards(tmp_path / "data")) / "1.tar"
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(IdgenError, match=rf"cannot read the shard {shard}: it is cut off"):
+        list(open_photos(SourceConfig(path=str(tmp_path / "data"))))
+
+
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(IdgenError, match=r"no photos in .*: put images there"):
         next(open_photos(SourceConfig(path=str(tmp_path))))
@@ -144,10 +151,13 @@ def test_buckets_have_about_the_area_of_the_square_and_every_photo_finds_a_near_
 
 
 class FakeEncoder:
-    """A face in the middle of pictures that are not dark."""
+    """A face in the middle of pictures that are not dark; its weights are only told apart."""
 
     recogniser = "fake"
     calls = 0
+
+    def __init__(self, recogniser: float = 0.0, detector: float = 0.0) -> None:
+        self._network, self._detector = (torch.nn.ParameterList([torch.tensor(one)]) for one in (recogniser, detector))
 
     def detect(self, image: np.ndarray) -> list[Face]:
         height, width = image.shape[:2]
@@ -167,9 +177,11 @@ def encode(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images[:, ::8, ::8].astype(np.float32) / 255).permute(0, 3, 1, 2)
 
 
-def preparer(folder: str, cache: Path, **changes: Any) -> Preparer:
+def preparer(
+    folder: str, cache: Path, encoder: FakeEncoder | None = None, resolution: int = 64, **changes: Any
+) -> Preparer:
     config = PhotoConfig(path=folder, cache=cache, **changes)
-    return Preparer(config, encode, "weights", FakeEncoder(), 64, 16)
+    return Preparer(config, encode, "weights", encoder or FakeEncoder(), resolution, 16)
 
 
 def test_what_was_made_ready_is_found_again_by_its_content_under_any_name(tmp_path: Path) -> None:
@@ -184,6 +196,9 @@ def test_what_was_made_ready_is_found_again_by_its_content_under_any_name(tmp_pa
     assert {one.key for one in first} == {one.key for one in second}
     # Other sizes or crops are another cache, and no mistake.
     assert preparer(str(folder), tmp_path / "cache", crops=2)()[1].from_cache == 0
+    # So is a recogniser or a detector that was trained anew and kept its name.
+    for retrained in (FakeEncoder(recogniser=1.0), FakeEncoder(detector=1.0)):
+        assert preparer(str(folder), tmp_path / "cache", retrained)()[1].from_cache == 0
 
 
 def test_several_crops_lie_around_the_face_and_are_the_same_every_time(tmp_path: Path) -> None:
@@ -266,6 +281,20 @@ def test_a_damaged_entry_of_the_cache_is_made_anew(tmp_path: Path, capsys: Any) 
     assert report.from_cache == 3 and "made anew" in capsys.readouterr().err
     for one, other in zip(photos, again, strict=True):
         assert one.latents is not None and other.latents is not None and torch.equal(one.latents, other.latents)
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_photos(tmp_path: Path) -> None:
+    folder, made = as_folder(tmp_path / "data"), preparer(str(tmp_path / "data"), tmp_path / "cache")
+    (tmp_path / "cache").write_text("in the way")  # as a full or read-only disk, also for root
+    with pytest.raises(IdgenError, match=rf"cannot write {tmp_path}/cache/.*\.safetensors: "):
+        made()
+    (tmp_path / "cache").unlink()
+    assert made()[1].photos == len(list(Path(folder).rglob("*.jpg")))
+
+
+def test_a_resolution_that_buckets_do_not_divide_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(IdgenError, match=r"resolution 72 is no multiple of 16, .*: take 64 or 80"):
+        preparer(as_folder(tmp_path / "data"), tmp_path / "cache", resolution=72, aspect_ratio_buckets=True)
 
 
 def _fill(folder: Path, start: int) -> None:
