@@ -28,6 +28,7 @@ from idgen.agreement import doubts
 from idgen.console import note, say
 from idgen.data.person_photos import face_masks, read_photos
 from idgen.errors import IdgenError
+from idgen.evaluation.fingerprints import recogniser_fingerprint
 from idgen.faces import FaceEncoder
 from idgen.faces.align_torch import norm_crop_torch
 from idgen.files import atomic_write
@@ -36,6 +37,7 @@ from idgen.identity import Identity
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
 from idgen.losses.identity import schedule_weights, weighed_distance
 from idgen.losses.masked import masked_denoising_loss
+from idgen.rewards.policies import declare_rewards
 from idgen.rewards.views import vae_decoder
 from idgen.train.denoisers import NAME, PersonalDenoiser, open_pipeline, read_identities, resolution
 from idgen.train.loop import Batch, Stage, run
@@ -133,6 +135,14 @@ class LoraStage(Stage[LoraConfig]):
                 f"{config.base} was trained with faces read by {pipe.config.recogniser!r}, and encoder {config.encoder!r} is"
                 f" {encoder.recogniser!r}: set encoder to the same"
             )
+        self.encoder = encoder if config.identity_weight else None
+        self.judge = FaceEncoder.from_pretrained(config.judge, device=device) if config.judge else None
+        acts = identity or self.encoder is not None
+        if self.judge is not None and acts and recogniser_fingerprint(self.judge) == recogniser_fingerprint(encoder):
+            raise IdgenError(
+                f"judge {config.judge!r} is the recogniser that takes part in the training (encoder {config.encoder!r}): its"
+                " figures would flatter the adapter; set judge to another, or leave it out"
+            )
         self.size = config.resolution or resolution(pipe)
         self.photos, self.report = read_photos(
             config.data.photos,
@@ -148,7 +158,6 @@ class LoraStage(Stage[LoraConfig]):
         note(doubts(shown))
         references = references.to(device)
         self.identity = torch.nn.functional.normalize(references.sum(0, keepdim=True), dim=1)  # (1, dim)
-        self.encoder = encoder if config.identity_weight else None
         prior = self._draw_prior(pipe, references.shape[1] if identity else None)
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision, torch.float32)
         self.module = PersonalDenoiser(
@@ -158,7 +167,6 @@ class LoraStage(Stage[LoraConfig]):
         if self.encoder is not None:
             pipe.vae.requires_grad_(False).to(memory_format=torch.channels_last)
             self.decode = load_tiny(config.tiny, device) if config.tiny else vae_decoder(pipe.vae)
-        self.judge = FaceEncoder.from_pretrained(config.judge, device=device) if config.judge else None
 
     def batch(self, rng: np.random.Generator) -> Batch:
         chosen = rng.choice(
@@ -269,6 +277,8 @@ class LoraStage(Stage[LoraConfig]):
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(folder / FILE, self.module.pipe, NAME)
+        if self.encoder is not None:
+            declare_rewards(folder / FILE, [self.encoder.recogniser])
 
     def load(self, folder: Path) -> None:
         self.module.load(folder / FILE)

@@ -35,8 +35,9 @@ from idgen.faces.align_torch import norm_crop_torch
 from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_latents
 from idgen.losses.identity import IdentitySchedule, face_region, schedule_weights, weighed_distance
 from idgen.models.mini_family import build_scheduler as build_mini_scheduler
-from idgen.models.registry import load_recogniser
+from idgen.models.registry import load_recogniser, read_config
 from idgen.pipelines import ReferenceRestorePipeline
+from idgen.rewards.policies import declare_rewards
 from idgen.rewards.views import vae_decoder
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.loss_settings import IdentityLossConfig
@@ -232,6 +233,10 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         unet = self._new_unet()
         unet.load_state_dict(self.module.unet.state_dict())
         self._pipeline(unet.half(), _load_autoencoder(self.config.vae).half()).save_pretrained(folder)
+        rated = self.config.recogniser
+        if rated and self.config.identity_weight:
+            name = read_config(rated).get("name", rated.name)
+            declare_rewards(_weights(folder / "unet"), [name])
 
     def load(self, folder: Path) -> None:
         unet = load_model(folder / "unet", "UNet")

@@ -15,6 +15,7 @@ import idgen.configs
 from idgen import agreement
 from idgen.checkpoint import load_training_state, load_weights
 from idgen.errors import IdgenError
+from idgen.evaluation.judge import declared_rewards
 from idgen.faces import FaceEncoder
 from idgen.faces.align_torch import norm_crop_torch
 from idgen.finetune import active_adapters, load_adapter
@@ -109,6 +110,16 @@ def test_arc2face_learns_a_person_from_the_zero_shot_start(kind: str, photos: Pa
     # A face of 19 px in a picture of 32: too small to be measured, and no reason to stop.
     assert Image.open(config.output_dir / "grids" / "000002.png").size == (64, 64)
     assert json.loads((config.output_dir / "photos.json").read_text())["used"] == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_an_adapter_that_a_recogniser_trained_names_it(photos: Path, weight: float) -> None:
+    # Where the encoder only finds faces, its recogniser may judge.
+    config = settings(photos, condition="text", identity_weight=weight, judge="judge" if weight else "mini")
+    stage = LoraStage(config, torch.device("cpu"))
+    stage.save(config.output_dir / "weights")
+    assert declared_rewards(config.output_dir / "weights") == (["mini"] if weight else [])
+    load_adapter(config.output_dir / "weights" / FILE, open_pipeline("mini", identity=False))
 
 
 def test_a_loss_of_identity_reads_the_predicted_photos_upright(photos: Path) -> None:
@@ -302,6 +313,11 @@ def test_captions_are_read_once_where_the_text_encoder_does_not_learn(photos: Pa
         ({"data.photos": "/nowhere"}, r"cannot read the folder /nowhere"),
         ({"adapter.kind": "oft", "adapter.targets": "all"}, r"peft's OFT computes wrongly"),
         ({"adapter.modules": "[unet, text_encoder_2]"}, r"no component 'text_encoder_2' to finetune"),
+        ({"judge": "mini"}, r"judge 'mini' is the recogniser that takes part in the training \(encoder 'mini'\)"),
+        (
+            {"judge": "mini", "condition": "text", "identity_weight": 0.1},
+            r"judge 'mini' is the recogniser that takes part in the training",
+        ),
         ({"encoder": "judge"}, r"was trained with faces read by 'mini', and encoder 'judge' is 'judge'"),
         ({"base": "/nowhere", "condition": "text"}, r"cannot load the base /nowhere"),
     ],

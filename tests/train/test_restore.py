@@ -17,6 +17,7 @@ import idgen.configs
 from idgen.checkpoint import save_weights
 from idgen.data.ffhq_ref import write_tables
 from idgen.errors import IdgenError
+from idgen.evaluation.judge import declared_rewards
 from idgen.faces.align_torch import norm_crop_torch
 from idgen.models.tiny_decoder import TinyDecoder
 from idgen.pipelines import ReferenceRestorePipeline
@@ -68,6 +69,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, people_folder: Path) -> Pa
 
 def test_it_writes_a_pipeline_that_restores(weights):
     pipe = ReferenceRestorePipeline.from_pretrained(weights)
+    assert declared_rewards(weights) == ["mini"]
     assert (pipe.config.size, pipe.config.references, pipe.config.ref_encoding) == (128, 2, "independent")
     assert isinstance(pipe.vq, AutoencoderTiny) and pipe.unet.config.in_channels == 16
     assert (weights / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 16_000_000
@@ -80,6 +82,11 @@ def test_a_training_goes_on_from_finished_weights(weights, people_folder, tmp_pa
     fresh.load(weights)
     saved = ReferenceRestorePipeline.from_pretrained(weights).unet.state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in fresh.module.unet.state_dict().items())
+
+
+def test_a_recogniser_that_only_measures_is_not_declared(people_folder, tmp_path):
+    stage(people_folder, tmp_path, "--identity_weight", "0").save(tmp_path / "weights")
+    assert declared_rewards(tmp_path / "weights") == []
 
 
 def test_the_stage_that_restores_photos_alone_reads_no_references(people_folder, tmp_path):
