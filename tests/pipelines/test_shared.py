@@ -193,3 +193,15 @@ def test_pva_takes_the_scale_and_the_tensors_that_a_callback_gives_back():
         )
     )
     assert seen[1:] == [3, 3]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_adapter_enters_and_leaves_a_compiled_unet(name):
+    case = CASES[name]
+    pipe = case.make()
+    unet = pipe.unet
+    pipe.unet = torch.compile(unet, backend="eager")
+    load(name, pipe, case.other(unet))
+    assert getattr(pipe, name).unet is unet
+    unload(name, pipe)
+    assert not hasattr(unet, "_idgen_host")
