@@ -26,6 +26,8 @@ from idgen.metrics.bootstrap import bootstrap_means
 from idgen.metrics.identity import found, unit
 
 NO_OTHERS = "no photos of the people besides the references: add some, more than the protocol's `references`"
+NO_TRAINING = "no photos of the people of the training: --training DIR with a folder for each"
+NO_LOOKALIKES = "no photos of people of the same appearance: --lookalikes DIR with NAME/RIVAL/*.png"
 
 
 def identity(evidence: Evidence, sheet: Sheet) -> None:
@@ -128,7 +130,7 @@ def nearest_training_person(evidence: Evidence, sheet: Sheet) -> None:
     """How much more alike than photos of the most similar person of the training: below that, a likeness proves nothing."""
     view = evidence.judge
     if view.training is None:
-        raise NotRun("no photos of the people of the training: --training DIR with a folder for each")
+        raise NotRun(NO_TRAINING)
     finders = [
         ("", "found by the conditioning recogniser", evidence.conditioning),
         ("_by_judge", "found by the judge", view),
@@ -148,7 +150,7 @@ def nearest_training_person(evidence: Evidence, sheet: Sheet) -> None:
 def same_appearance(evidence: Evidence, sheet: Sheet) -> None:
     """The right one of several people who share skin, hair, brows and eyes."""
     if evidence.lookalikes is None:
-        raise NotRun("no photos of people of the same appearance: --lookalikes DIR with NAME/RIVAL/*.png")
+        raise NotRun(NO_LOOKALIKES)
     view, crowd = evidence.judge, evidence.lookalikes.set
     if not len(view.others.set.seen()):
         raise NotRun(NO_OTHERS)

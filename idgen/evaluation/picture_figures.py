@@ -32,6 +32,10 @@ from idgen.metrics.optional import load_clip_score, load_lpips, load_rating
 
 SUBSETS = 50  # of the kernel distance
 NO_TARGETS = "there is no original that each picture should equal: for restoration and inpainting only"
+NO_PROMPTS = "the pictures were made without prompts, or metadata.jsonl does not tell them"
+NO_CLIP = "no CLIP weights given: --clip FOLDER (such as openai/clip-vit-base-patch32)"
+NO_CAPTIONS = "only of the mini family, whose text-to-face base knows the words that its probe reads"
+NO_PROBE = "features: probe needs `probe: true` and synthetic people"
 
 
 def diversity(evidence: Evidence, sheet: Sheet) -> None:
@@ -167,21 +171,27 @@ def fid(evidence: Evidence, sheet: Sheet) -> None:
 def kid(evidence: Evidence, sheet: Sheet) -> None:
     """Kernel distance between the same."""
     made, real, network = _features(evidence)
-    size = min(1000, len(made) // 2, len(real) // 2)
-    if size < 2:
-        raise NotRun(f"needs at least 4 images on each side, got {len(made)} and {len(real)}")
+    size = kernel_subset(len(made), len(real))
     found = kernel_distance(made, real, subsets=SUBSETS, subset_size=size, seed=evidence.seed)
     note = f"standard deviation over {SUBSETS} subsets of {size}: {found.std:.3g}"
     sheet.add(Figure("kid", f"kernel distance over {network}", found.mean, note=note))
+
+
+def kernel_subset(made: int, real: int) -> int:
+    """Pictures of each subset that a kernel distance is taken over; NotRun where there are too few."""
+    size = min(1000, made // 2, real // 2)
+    if size < 2:
+        raise NotRun(f"needs at least 4 images on each side, got {made} and {real}")
+    return size
 
 
 def clip_t(evidence: Evidence, sheet: Sheet) -> None:
     """Cosine between picture and prompt by CLIP, in hundredths."""
     photos = evidence.material.generated
     if not all(photo.prompt for photo in photos):
-        raise NotRun("the pictures were made without prompts, or metadata.jsonl does not tell them")
+        raise NotRun(NO_PROMPTS)
     if evidence.clip is None:
-        raise NotRun("no CLIP weights given: --clip FOLDER (such as openai/clip-vit-base-patch32)")
+        raise NotRun(NO_CLIP)
     score = load_clip_score(evidence.clip, evidence.device)
     values = []
     for start in range(0, len(photos), evidence.batch):
@@ -197,7 +207,7 @@ def prompt_words(evidence: Evidence, sheet: Sheet) -> None:
     """Words of the prompt that the picture shows, read by the mini family's probe from its text-to-face base."""
     captions = evidence.captions
     if captions is None or evidence.probe is None:
-        raise NotRun("only of the mini family, whose text-to-face base knows the words that its probe reads")
+        raise NotRun(NO_CAPTIONS)
     probe = evidence.probe[0].probe
 
     def shares(photos: Sequence[Photo], shift: int = 0) -> dict[str, float]:
@@ -305,7 +315,7 @@ def _features(evidence: Evidence) -> tuple[Tensor, Tensor, str]:
         reader: FaceReader | VisionReader | InceptionReader = FaceReader(evidence.who.encoder)
     elif name == "probe":
         if evidence.probe is None or made[0].target is not None:
-            raise NotRun("features: probe needs `probe: true` and synthetic people")
+            raise NotRun(NO_PROBE)
         probe, *rows = evidence.probe
         return probe.split(rows[0])[2], probe.split(rows[1])[2], "the probe's 256 features"
     elif name == "inception":

@@ -20,13 +20,15 @@ from idgen.evaluation.flags import Findings, find_flags, reference_gap
 from idgen.evaluation.identity import Scale, cosine_to, retrieve, retrieve_photos
 from idgen.evaluation.judge import Judge, choose_judge
 from idgen.evaluation.layouts import read_crowd, read_generated, read_lookalikes, read_references
-from idgen.evaluation.material import Material, check_one_size
+from idgen.evaluation.material import Material, check_one_size, check_text
 from idgen.evaluation.measures import take_figures
 from idgen.evaluation.output import Outcome, write_files
 from idgen.evaluation.processes import Processes
+from idgen.evaluation.prospect import Prospect
 from idgen.evaluation.protocol import Protocol, load_protocol
 from idgen.evaluation.readers import FaceReader
 from idgen.evaluation.results import Figure
+from idgen.faces.torch_backend import FAMILY
 from idgen.files import check_output
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ def evaluate(request: Request) -> Outcome | None:
         IdgenError: whatever is wrong with the input; where it is found out before a picture was made, nothing stays behind.
     """
     check_output(request.out)
+    check_text(request.source, "the name of what is evaluated")
     protocol = _protocol(request)
     if protocol.task == "verify":
         raise IdgenError(f"protocol {protocol.name!r} tests a recogniser, not pictures: see docs/evaluate.md")
@@ -191,6 +194,7 @@ def _prepare(
     who = choose_judge(
         request.judge or protocol.judge, made_with, rewards, device=str(device), allow_same=request.same_judge
     )
+    Prospect.of(request, protocol, replace(material, generated=generated), device).check(list(request.measures))
     renders: dict[str, Any] = {"cache": request.kept / "photos" if request.cache is None else request.cache}
     renders["workers"] = request.workers
     if rendered:
@@ -199,11 +203,7 @@ def _prepare(
     material.generated = generated
     material.training = material.training if crowd is None else crowd
     material.lookalikes = material.lookalikes if alike is None else alike
-    if len(material.people) < FEW:
-        doubt = (
-            f"{len(material.people)} people only: intervals over so few are too narrow, and rates among them too good"
-        )
-        who = replace(who, remarks=(*who.remarks, doubt))
+    who = replace(who, remarks=(*who.remarks, *_doubts(request, protocol, who, made_with, len(material.people))))
     if rendered:
         encoders = [who.encoder, *([who.conditioning] if who.conditioning is not None else [])]
         built_in.leave_out_faceless(material, [FaceReader(encoder) for encoder in encoders], cache)
@@ -234,7 +234,6 @@ def _shower(recogniser: str | None, who: Judge, device: torch.device) -> FaceEnc
     crops) the judge's detector cuts them; a pipeline that reads embeddings refuses the judge's."""
     from idgen.faces import FaceEncoder
     from idgen.faces.insightface_backend import PACKS
-    from idgen.faces.torch_backend import FAMILY
 
     if who.conditioning is not None:
         return who.conditioning
@@ -257,6 +256,31 @@ def _protocol(request: Request) -> Protocol:
         # The mini protocol on photos of one's own: the figures that need rendered people are then not run, and say so.
         protocol = protocol.model_copy(update={"layout": "folders", "rendered": None})
     return protocol
+
+
+def _doubts(request: Request, protocol: Protocol, who: Judge, made_with: str | None, people: int) -> list[str]:
+    """What a reader must know of the people, and of measuring them by networks that know rendered ones only."""
+    doubts = []
+    if people < FEW:
+        doubts.append(f"{people} people only: intervals over so few are too narrow, and rates among them too good")
+    if request.references is not None and made_with not in FAMILY:
+        better = {
+            "judge": "--judge " + ("buffalo_l" if "antelopev2" in who.makers else "antelopev2"),
+            "probe": "--set probe=false",
+            "features": "--set features=inception",
+        }
+        blind = {
+            "judge": (request.judge or protocol.judge) in FAMILY,
+            "probe": protocol.probe,
+            "features": protocol.features == "probe",
+        }
+        parts = [part for part, so in blind.items() if so]
+        if parts:
+            doubts.append(
+                f"the photos are your own, and the mini family's networks ({', '.join(parts)}) know rendered people only: give"
+                f" {' '.join(better[part] for part in parts)}, or --made-with mini where the mini family made the pictures"
+            )
+    return doubts
 
 
 def _scores(pictures: Any, view: Any) -> torch.Tensor:

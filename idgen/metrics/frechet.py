@@ -25,6 +25,16 @@ def smallest_sample(dim: int) -> int:
     return dim + 1
 
 
+def check_sample(dim: int, count: int, others: int) -> None:
+    """ValueError where so many pictures on the two sides are too few for a Fréchet distance over `dim` features."""
+    least = smallest_sample(dim)
+    if min(count, others) < least:
+        raise ValueError(
+            f"the Fréchet distance over {dim} features needs at least {least} images on each side,"
+            f" got {count} and {others}"
+        )
+
+
 def frechet_distance(features: Tensor, others: Tensor) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two sets (n, dim) and (m, dim); FID when an Inception-v3 made them.
 
@@ -34,12 +44,7 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
         ValueError: sets of other shapes, or fewer rows than `smallest_sample(dim)`.
     """
     _check(features, others)
-    dim, least = features.shape[1], smallest_sample(features.shape[1])
-    if min(len(features), len(others)) < least:
-        raise ValueError(
-            f"the Fréchet distance over {dim} features needs at least {least} images on each side,"
-            f" got {len(features)} and {len(others)}"
-        )
+    check_sample(features.shape[1], len(features), len(others))
     return frechet_of_moments(*_moments(features), *_moments(others))
 
 

@@ -1,6 +1,7 @@
 """`idgen evaluate FOLDER`: figures, flags and files of pictures whose quality is known."""
 
 import csv
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -76,6 +77,26 @@ def test_every_measure_is_a_figure_or_has_a_reason(
     for name, reason in why.items():
         assert name in page and reason.replace("'", "&#x27;") in page
     assert "--made-with" in " ".join(result["remarks"])  # nobody said who made them: the report says that
+
+
+def test_networks_that_know_renders_only_are_doubted_on_photos(
+    generated: Path, references: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def doubts(*words: str) -> list[str]:
+        arguments = ["evaluate", str(generated), "--references", str(references), "--out", str(tmp_path / "out")]
+        assert main([*arguments, *words, "--measures", "detection", "--json", "--device", "cpu"]) == 0
+        out, err = capsys.readouterr()
+        remarks = [remark for remark in json.loads(out)["remarks"] if "rendered people only" in remark]
+        assert all(f"remark: {remark}" in err for remark in remarks)
+        return remarks
+
+    real = ["--judge", "other", "--set", "probe=false", "--set", "features=inception"]
+    (doubt,) = doubts("--set", "probe=false")
+    assert "(judge, features)" in doubt and "--judge antelopev2 --set features=inception" in doubt
+    assert doubts(*real) == [] and doubts("--set", "probe=false", "--made-with", "mini") == []
+    (doubt,) = doubts(*real[:2])
+    assert "(probe, features)" in doubt and "--set probe=false --set features=inception" in doubt
+    assert html.escape(doubt) in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_table_has_a_row_for_every_picture(

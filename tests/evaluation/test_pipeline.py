@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,33 @@ def test_the_recogniser_that_conditions_can_guide(tmp_path: Path, capsys: pytest
     assert all(plain != guided for plain, guided in zip(*drawn, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--measures", "lpips"], "lpips can not be measured: not installed"),
+        (["--measures", "identity", "niqe"], "niqe can not be measured: not installed"),
+        (["--measures", "clip_t"], "clip_t can not be measured: the pictures were made without prompts"),
+        (["--measures", "psnr"], "psnr can not be measured: there is no original"),
+        (["--measures", "fid"], "at least 257 images on each side, got 6 and 15"),
+        (["--measures", "fid", "--set", "features=judge"], "at least 513 images on each side, got 6 and 15"),
+        (["--measures", "kid", "--set", "images=1"], "needs at least 4 images on each side, got 3 and 15"),
+        (["--set", "features=nowhere"], "cannot load a vision model from nowhere"),
+    ],
+)
+def test_a_measure_that_can_not_be_taken_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], why: str
+) -> None:
+    def take_photos(*given: Any, **options: Any) -> None:
+        raise AssertionError("somebody was rendered")
+
+    monkeypatch.setattr(built_in, "take_photos", take_photos)
+    for package in ("lpips", "pyiqa"):
+        monkeypatch.setitem(sys.modules, package, None)
+    arguments = ["evaluate", "mini", "--out", str(tmp_path / "out"), *SETTINGS, *words, "--device", "cpu"]
+    assert main(arguments) == 2
+    assert why in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_photos_of_ones_own_and_a_saved_pipeline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], family: Path
 ) -> None:
@@ -181,6 +209,7 @@ def test_photos_of_ones_own_and_a_saved_pipeline(
     result = evaluate(capsys, tmp_path / "pipeline", "--references", people, "--out", tmp_path / "out")
     assert result["images"] == 6 and "--training" in result["not_run"]["nearest_training_person"]
     assert "text-to-face" in result["not_run"]["prompt_words"]
+    assert not any("rendered people only" in remark for remark in result["remarks"])  # they made these pictures
 
 
 def test_a_pipeline_without_prompts_is_refused_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
