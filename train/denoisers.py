@@ -80,8 +80,9 @@ class PersonalDenoiser(nn.Module):
         """
         trains_text = any(module != "unet" for module in self.config.modules)
         with torch.set_grad_enabled(trains_text and torch.is_grad_enabled()):
-            context, more = self._encode(conditions, keep=not trains_text)
-        return self.pipe.unet(noisy, timesteps, context, added_cond_kwargs=more or None).sample
+            context, *pooled = self._encode(conditions, keep=not trains_text)
+        more = {"text_embeds": pooled[0], "time_ids": picture_sizes(self.pipe, noisy).to(context)} if pooled else None
+        return self.pipe.unet(noisy, timesteps, context, added_cond_kwargs=more).sample
 
     @torch.no_grad()
     def encode_pictures(self, images: Tensor) -> Tensor:
@@ -111,19 +112,18 @@ class PersonalDenoiser(nn.Module):
             parameter.requires_grad_(True)
         self.weights = nn.ParameterList(parameters.values())
 
-    def _encode(self, conditions: Conditions, keep: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _encode(self, conditions: Conditions, keep: bool) -> tuple[Tensor, ...]:
+        """What `_encode_words` gives, of words or of a face."""
         if isinstance(conditions, Tensor):
-            return self._encode_identities(conditions), {}
+            return (self._encode_identities(conditions),)
         if not keep:
-            return self._added(self._encode_words(list(conditions)))
+            return self._encode_words(list(conditions))
         # The encoders do not change: every caption is read once.
         fresh = [text for text in dict.fromkeys(conditions) if text not in self._words]
         if fresh:
             rows = zip(*self._encode_words(fresh), strict=True)
             self._words |= dict(zip(fresh, rows, strict=True))
-        return self._added(
-            tuple(torch.stack(part) for part in zip(*(self._words[text] for text in conditions), strict=True))
-        )
+        return tuple(torch.stack(part) for part in zip(*(self._words[text] for text in conditions), strict=True))
 
     def _encode_words(self, captions: list[str]) -> tuple[Tensor, ...]:
         """Prompt embeddings (batch, tokens, dim), and for SDXL the pooled ones (batch, dim)."""
@@ -131,13 +131,6 @@ class PersonalDenoiser(nn.Module):
             prompt=captions, device=self.pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return (encoded[0],) if len(encoded) == 2 else (encoded[0], encoded[2])
-
-    def _added(self, encoded: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        if len(encoded) == 1:
-            return encoded[0], {}
-        side = resolution(self.pipe)
-        sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=encoded[0].dtype, device=encoded[0].device)
-        return encoded[0], {"text_embeds": encoded[1], "time_ids": sizes.repeat(len(encoded[0]), 1)}
 
     def _encode_identities(self, vectors: Tensor) -> Tensor:
         encoder = self.pipe.text_encoder
@@ -184,6 +177,12 @@ def open_pipeline(base: str, identity: bool, arc2face_base: str | None = None) -
 def resolution(pipe: Any) -> int:
     """Pixels per side of the pictures that a pipeline was trained on."""
     return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+
+
+def picture_sizes(pipe: Any, latents: Tensor) -> Tensor:
+    """(batch, 6) what SDXL is told of pictures that have these latents: height and width, no crop, height and width again."""
+    height, width = (side * pipe.vae_scale_factor for side in latents.shape[-2:])
+    return torch.tensor([height, width, 0, 0, height, width], device=latents.device).expand(len(latents), -1)
 
 
 def read_identities(encoder: Any, photos: Sequence[Any]) -> tuple[Tensor, Identity]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from idgen.data.disk_cache import DiskCache, digest
 from idgen.rewards.policies import Condition
+from idgen.train.denoisers import picture_sizes, resolution
 from idgen.train.priors import fingerprint
 
 IN_MEMORY = 10_000  # prompts; each is 0.3 MB for Stable Diffusion 1.5 in float32
@@ -19,7 +21,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: list[str]) -> Condition:
-    """Prompts as Stable Diffusion or SDXL reads them."""
+    """Prompts as Stable Diffusion or SDXL reads them, for pictures of the model's own size; of others see `of_pictures`."""
     encoded = pipe.encode_prompt(
         prompt=prompts, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
@@ -74,8 +76,15 @@ class PromptCache:
         return {"context": made.context[0].cpu(), **pooled}
 
 
+def of_pictures(pipe: Any, condition: Condition, latents: Tensor) -> Condition:
+    """The condition of pictures as large as these latents (batch, channels, h, w), where that is not the model's own size."""
+    if condition.pooled is None:
+        return condition
+    return replace(condition, sizes=picture_sizes(pipe, latents).to(condition.context))
+
+
 def _with_sizes(pipe: Any, context: Tensor, pooled: Tensor) -> Condition:
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = resolution(pipe)
     sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=context.dtype, device=context.device)
     return Condition(context, None, pooled, sizes.repeat(len(context), 1))
 
