@@ -1,9 +1,8 @@
 """Methods together: IP-Adapter-FaceID keeps the face while the W+ Adapter's code is edited.
 
-The first example of docs/composition.md is run here; the others of docs/composition.md are tested beside their pipelines.
+The first example of docs/composition.md is run here too; the others are tested beside their pipelines.
 """
 
-import ast
 import re
 import shutil
 from pathlib import Path
@@ -78,13 +77,6 @@ def test_the_delay_is_the_codes_alone(both):
     assert not torch.allclose(rests, latents(start_step=1), atol=1e-3)
 
 
-def examples() -> list[str]:
-    page = (ROOT / "docs" / "composition.md").read_text()
-    found = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(found) == 5
-    return found
-
-
 def test_one_method_alone_draws_with_an_adapter_file_as_the_docs_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unet = load_text_base("mini").unet
@@ -93,11 +85,7 @@ def test_one_method_alone_draws_with_an_adapter_file_as_the_docs_say(tmp_path, m
     IPFaceIDAdapter.for_unet(unet, fresh).save("runs/mini/adapter/weights/adapter.safetensors")
     for number in (1, 2):  # PNG under the names of the docs: a photo is told by its content
         shutil.copy(ROOT / "examples" / "person_900007" / f"{number}.png", f"anna{number}.jpg")
-    exec(compile(examples()[0], "docs/composition.md", "exec"), {})
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "composition.md").read_text(), re.DOTALL)
+    assert len(examples) == 5
+    exec(compile(examples[0], "docs/composition.md", "exec"), {})
     assert load_image("anna.png").size == (128, 128)
-
-
-def test_the_examples_of_the_docs_import_what_there_is():
-    for code in examples():
-        imports = [node for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        exec(compile(ast.Module(imports, []), "docs/composition.md", "exec"), {})
