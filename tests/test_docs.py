@@ -1,6 +1,8 @@
 """What the documentation shows, works; what is generated, is current."""
 
+import ast
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -13,17 +15,56 @@ from tests.adapters.bases import WIDTH
 from tests.adapters.cases import Case, identity
 from tools.methods_page import PAGE, page
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
+
+
+def python_blocks(file: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", file.read_text(), re.DOTALL)
 
 
 def test_the_page_of_methods_is_current():
     assert PAGE.read_text() == page(), "run: python tools/methods_page.py"
 
 
+@pytest.mark.parametrize("file", [file for file in PAGES if python_blocks(file)], ids=lambda file: file.stem)
+def test_what_the_docs_import_is_there(file):
+    for code in python_blocks(file):
+        imports = [node for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        exec(compile(ast.Module(imports, []), str(file), "exec"), {})
+
+
+def test_the_reward_of_the_docs_has_a_gradient(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):  # PNG under the names of the docs: a photo is told by its content
+        shutil.copy(ROOT / "examples" / "person_900007" / f"{number}.png", f"anna{number}.jpg")
+    names = {}
+    exec(compile(python_blocks(DOCS / "rewards.md")[0], "docs/rewards.md", "exec"), names)
+    names["loss"].backward()
+    assert any(weight.grad is not None and weight.grad.any() for weight in names["policy"].parameters())
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
+def test_files_and_sections_that_the_docs_link_to_are_there(file):
+    for link, section in re.findall(
+        r"\]\(([^)#:]*)#?([^):]*)\)", re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)
+    ):
+        target = file.parent / link if link else file
+        assert target.exists(), f"{file.name} links to {link}"
+        assert not section or section in sections(target), f"{file.name} links to {link}#{section}"
+
+
+def sections(file: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.fixture
 def toy(monkeypatch):
     """The method of docs/adding-a-method.md, registered as the page says."""
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "adding-a-method.md").read_text(), re.DOTALL)
+    (code,) = python_blocks(DOCS / "adding-a-method.md")
     module = types.ModuleType("toy_method")
     monkeypatch.setitem(sys.modules, "toy_method", module)
     exec(compile(code, "docs/adding-a-method.md", "exec"), module.__dict__)
