@@ -92,14 +92,16 @@ def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Conf
         IdgenError: an unknown name (with the nearest one), a wrong value, or an unreadable file.
     """
     parser = argparse.ArgumentParser(description=kind.__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, help="YAML file")
+    parser.add_argument(
+        "--config", type=Path, help="YAML file, or a recipe that ships, such as configs/mini/base.yaml or mini/base"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="one setting, dotted for nested ones"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     parser.add_argument("--dry-run", action="store_true", help="two real steps at tiny size, and nothing is kept")
     known, rest = parser.parse_known_args(arguments)
-    values: dict[str, Any] = read_yaml(known.config) if known.config else {}
+    values: dict[str, Any] = read_yaml(find_recipe(known.config)) if known.config else {}
     for name, text in [*split_assignments(known.set), *_flags(rest)]:
         assign_text(values, name, text)
     if known.dry_run:
@@ -109,6 +111,16 @@ def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Conf
         print(dump(config), end="")
         sys.exit(0)
     return config
+
+
+def find_recipe(path: Path) -> Path:
+    """The file that is asked for; where there is none, the recipe that ships under that name, with or without `configs/`
+    before it and `.yaml` behind it. Any other path comes back as it is."""
+    import idgen.configs
+
+    root = Path(idgen.configs.__file__ or "").parent
+    shipped = {file.relative_to(root).with_suffix("").as_posix(): file for file in root.rglob("*.yaml")}
+    return path if path.is_file() else shipped.get(path.as_posix().removeprefix("configs/").removesuffix(".yaml"), path)
 
 
 def dump(config: BaseModel) -> str:

@@ -39,6 +39,20 @@ def test_every_recipe_that_ships_is_valid(name: str) -> None:
     assert config.output_dir == Path(f"runs/mini/{name}")
 
 
+@pytest.mark.parametrize(
+    "name", ["configs/mini/detector.yaml", "configs/mini/detector", "mini/detector.yaml", "mini/detector"]
+)
+def test_a_recipe_is_found_by_its_name_from_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_config(DetectorConfig, ["--config", name]).output_dir == Path("runs/mini/detector")
+    # A file of one's own under that name comes first.
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("output_dir: mine\ndata: d\nvalidation: v\n")
+    assert parse_config(DetectorConfig, ["--config", name]).output_dir == Path("mine")
+
+
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(
@@ -70,6 +84,7 @@ def test_the_config_that_a_training_wrote_gives_the_same_settings_again(tmp_path
     ("arguments", "says"),
     [
         (["--config", "/nowhere.yaml"], "cannot read the config /nowhere.yaml"),
+        (["--config", "configs/mini/detektor.yaml"], "cannot read the config configs/mini/detektor.yaml"),
         (["--output_dir", "o", "--validation", "v"], "'data' is missing"),
         (["--output_dir", "o", "--data", "d", "--validation", "v", "--seed", "many"], "'seed'"),
         (["--set", "seed"], "write it as name=value"),
