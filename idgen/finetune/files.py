@@ -76,7 +76,7 @@ def load_adapter(
             models are as they were.
     """
     tensors, header = load_weights(path), _header(path)
-    config = build(FinetuneConfig, header["config"], f"{path}: ")
+    config = read_settings(path)
     chosen = components(models, config.modules)
     for component, model in chosen.items():
         made_for, here = header["models"].get(component), shape_of(model)
@@ -84,6 +84,15 @@ def load_adapter(
             raise IdgenError(f"{path}: made for {_words(made_for)}, and this {component} is {_words(here)}")
     install(chosen, config, {own_key(key, chosen): value for key, value in tensors.items()}, name, str(path), dtype)
     return config
+
+
+def read_settings(path: str | os.PathLike[str]) -> FinetuneConfig:
+    """The settings of an adapter that `save_adapter` wrote.
+
+    Raises:
+        IdgenError: another kind of file, or a damaged header.
+    """
+    return build(FinetuneConfig, _header(path)["config"], f"{path}: ")
 
 
 def describe(models: Models, name: str) -> FinetuneConfig:

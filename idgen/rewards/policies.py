@@ -25,7 +25,7 @@ from idgen.checkpoint import load_metadata, load_strict, load_weights, save_weig
 from idgen.errors import IdgenError
 from idgen.evaluation.judge import REWARDED_BY
 from idgen.finetune import FinetuneConfig, activate, active_adapters, add_adapter, save_adapter
-from idgen.finetune.files import own_key, published
+from idgen.finetune.files import describe, own_key, published, read_settings
 from idgen.rewards.chain import Denoise
 
 NAME = "reward"  # of the finetuning adapter among those of its UNet
@@ -152,11 +152,23 @@ class FinetunePolicy(Policy):
 
     def load(self, path: Path) -> None:
         models = {"unet": self.unet}
+        found, own = read_settings(path).model_dump(), describe(models, NAME).model_dump()
+        other = [
+            f"{name} {found[name]} instead of {own[name]}"
+            for name in own
+            if found[name] != own[name] and name not in ("targets", "modules")  # the keys say which layers
+        ]
+        if other:
+            raise IdgenError(f"{path} does not fit this adapter: {'; '.join(other)}; set finetune as it was trained")
         state = {own_key(key, models): value for key, value in load_weights(path).items()}
-        missing = [published(name) for name in self.names if name not in state]
-        if missing or len(state) != len(self.names):
+        wrong = [
+            published(name)
+            for name, parameter in zip(self.names, self.weights, strict=True)
+            if name not in state or state[name].shape != parameter.shape
+        ]
+        if wrong or len(state) != len(self.names):
             raise IdgenError(
-                f"{path} does not fit this adapter: {', '.join(missing[:3]) or 'it holds more'}; same settings?"
+                f"{path} does not fit this adapter: {', '.join(wrong[:3]) or 'it holds more'}; same model and settings?"
             )
         with torch.no_grad():
             for name, parameter in zip(self.names, self.weights, strict=True):

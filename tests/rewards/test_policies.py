@@ -94,6 +94,30 @@ def test_what_is_saved_says_who_rewarded_it_and_loads_back(make, tmp_path):
             )
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rank": 4}, r"rank 2 instead of 4; .*set finetune as it was trained"),
+        ({"alpha": 8}, r"alpha 2\.0 instead of 8\.0; set finetune as it was trained"),
+        ({"kind": "dora"}, r"kind lora instead of dora"),
+    ],
+)
+def test_an_adapter_of_other_settings_is_one_line(tmp_path, changes, says):
+    lora().save(tmp_path / "weights.safetensors", [])
+    other = FinetunePolicy(tiny_unet(WIDTH), FinetuneConfig(**({"rank": 2} | changes)))
+    before = [parameter.clone() for parameter in other.parameters()]
+    with pytest.raises(IdgenError, match=says) as caught:
+        other.load(tmp_path / "weights.safetensors")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+
+
+def test_an_adapter_of_another_model_is_one_line(tmp_path):
+    lora().save(tmp_path / "weights.safetensors", [])
+    with pytest.raises(IdgenError, match=r"does not fit this adapter: unet\..*; same model and settings\?"):
+        FinetunePolicy(tiny_unet(2 * WIDTH), FinetuneConfig(rank=2)).load(tmp_path / "weights.safetensors")
+
+
 def test_rows_of_zeros_are_nobody_in_a_batch_with_others():
     policy, some = adapter(), condition()
     vectors = some.vectors.clone()
