@@ -11,6 +11,7 @@ the UNet: a step costs one pass of the decoder and the recogniser each way (trai
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ class RewardGuidance:
                 " or UniPCMultistepScheduler (Scheduler.from_config(pipe.scheduler.config))"
             )
         if not issubclass(kind, _Guided):
-            scheduler.__class__ = type(f"Guided{kind.__name__}", (_Guided, kind), {})
+            scheduler.__class__ = type(f"Guided{kind.__name__}", (_Guided, kind), {"step": _guided_step(kind.step)})
             scheduler.reward_guidances = ()
         scheduler.reward_guidances = (*scheduler.reward_guidances, self)
         twin = copy.copy(pipe)
@@ -101,12 +102,17 @@ class RewardGuidance:
 
 
 class _Guided:
-    """A scheduler whose steps are guided. Its prediction x0 becomes x0 + shift while the predicted noise stays: the next latents,
-    a x0 + sigma noise, move by a times the shift, whatever the solver."""
+    """A scheduler whose steps are guided."""
 
     reward_guidances: tuple[RewardGuidance, ...]
 
-    def step(
+
+def _guided_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A scheduler's step whose prediction x0 becomes x0 + shift while the predicted noise stays: the next latents,
+    a x0 + sigma noise, move by a times the shift, whatever the solver."""
+
+    @functools.wraps(step)  # pipelines look at its signature for what it takes, such as a generator
+    def guided(
         self: Any,
         model_output: Tensor,
         timestep: Any,
@@ -116,7 +122,7 @@ class _Guided:
         **kwargs: Any,
     ) -> Any:
         time = int(timestep)
-        made = super().step(model_output, timestep, sample, *args, return_dict=return_dict, **kwargs)  # type: ignore[misc]
+        made = step(self, model_output, timestep, sample, *args, return_dict=return_dict, **kwargs)
         signal = self.alphas_cumprod[time].sqrt()
         acting = [one for one in self.reward_guidances if one.strength and signal > one.start]
         if not acting:
@@ -131,6 +137,8 @@ class _Guided:
             return (moved, *made[1:])
         made.prev_sample = moved
         return made
+
+    return guided
 
 
 def clean_latents(answer: Tensor, noisy: Tensor, signal: Tensor, prediction_type: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,6 +104,12 @@ def test_every_solver_draws_what_is_rewarded_and_is_left_as_it_was(kind):
     assert pipe.scheduler is scheduler
     assert type(scheduler) is kind
     assert torch.equal(sample(scheduler), plain)
+
+
+def test_a_guided_step_takes_what_the_solver_takes():
+    scheduler = DDIMScheduler.from_config(build_scheduler().config)
+    step = guidance().guided(SimpleNamespace(scheduler=scheduler)).scheduler.step
+    assert inspect.signature(step) == inspect.signature(scheduler.step)  # pipelines pass eta and generator by it
 
 
 def test_no_strength_changes_nothing():
