@@ -199,4 +199,5 @@ def add_speed(
         "1.0 s",
         "1.0 s",
     )
-    report.numbers.setdefault("seconds_per_image", {})[f"identity_guidance {identity_guidance:g}"] = measured
+    what = f"batch {batch}, identity_guidance {identity_guidance:g}"
+    report.numbers.setdefault("seconds_per_image", {})[what] = measured

@@ -27,7 +27,7 @@ from idgen.adapters.instantid.scene import draw_faces, people_of, person_masks, 
 from idgen.adapters.instantid.sources import SAVED, load_identitynet, locate
 from idgen.adapters.schedule import StepScales
 from idgen.errors import IdgenError
-from idgen.pipelines.shared import SharedNetworks, bare, inside, take_out
+from idgen.pipelines.shared import SharedNetworks, bare, for_guidance, inside, take_out
 
 Self = TypeVar("Self", bound="_InstantID")
 People = Person | Sequence[Person | Sequence[Person]]
@@ -110,8 +110,8 @@ class _InstantID(SharedNetworks):
         own, call = self._cross_attention_kwargs, current_call()
         if call is None:
             return own
-        ended = call.conditioning.guided and not self.do_classifier_free_guidance  # by a callback, between two steps
-        return (own or {}) | (call.positive if ended else call.conditioning).kwargs
+        # A callback may have ended the guidance between two steps.
+        return for_guidance((own or {}) | call.conditioning.kwargs, self.do_classifier_free_guidance)
 
     @torch.no_grad()
     def __call__(

@@ -230,10 +230,9 @@ class PVAInpaintPipeline(EndsGuidance, StableDiffusionInpaintPipeline):
             IdgenError: no recogniser is loaded, or a portrait can not be read.
         """
         if self.recogniser is None or self.pva is None:
-            name = self.pva.config.recogniser if self.pva is not None else "mini"
             raise IdgenError(
-                f"no face recogniser in this pipeline: pass recogniser='ms1mv3_arcface_r50.pth', or make the identity with"
-                f" FaceEncoder.from_pretrained({name!r})"
+                "no face recogniser in this pipeline: pass recogniser='ms1mv3_arcface_r50.pth', or make the identity with a"
+                " FaceEncoder of the adapter's recogniser"
             )
         network = self.recogniser.to(self._execution_device)
         crops = torch.cat([face_crop(2 * picture - 1) for picture in pictures_of(portraits)])

@@ -111,7 +111,7 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
     _check_given(config)
     if config.dry_run:
         return _rehearse(stage_type, config)
-    check_output(config.output_dir)
+    check_output(config.output_dir, folder=True)
     accelerator = _accelerator(config)
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the caches that the others then read

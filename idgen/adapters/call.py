@@ -72,6 +72,7 @@ class Conditioning:
     rows: int
     guided: bool
     _masks: dict[tuple, Tensor] = field(default_factory=dict, init=False, compare=False)
+    _halves: dict[int, Conditioning] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -123,9 +124,11 @@ class Conditioning:
     def _half(self, which: int) -> Conditioning:
         if not self.guided:
             raise IdgenError("this conditioning was made without guidance: it has no second half")
-        half = self.rows // 2
-        rows = torch.arange(which * half, (which + 1) * half)
-        return Conditioning(tuple(entry.take(rows) for entry in self.entries), half, False)
+        if which not in self._halves:  # once, not at every step after guidance has ended
+            half = self.rows // 2
+            rows = torch.arange(which * half, (which + 1) * half)
+            self._halves[which] = Conditioning(tuple(entry.take(rows) for entry in self.entries), half, False)
+        return self._halves[which]
 
 
 @dataclass(repr=False)

@@ -77,9 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from idgen.evaluation import Request, evaluate, load_protocol
     from idgen.evaluation.output import summarise
     from idgen.evaluation.protocol import MEASURES
-    from idgen.files import check_output
 
-    check_output(args.out, folder=True)
     for name in args.measures:
         if name not in MEASURES:
             raise IdgenError(f"unknown measure {name!r}: they are {', '.join(MEASURES)}")

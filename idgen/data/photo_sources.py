@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from idgen.errors import IdgenError
-from idgen.imageio import load_array
+from idgen.imageio import load_array, open_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
@@ -92,7 +91,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
     if not data:
         raise UnreadablePhotoError(f"{name} is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = open_image(io.BytesIO(data))
     except Exception as error:  # each of Pillow's decoders fails in its own way
         raise UnreadablePhotoError(f"{name} is not an image that can be read") from error
     try:

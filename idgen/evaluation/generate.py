@@ -17,12 +17,13 @@ from idgen.console import progress
 from idgen.errors import IdgenError
 from idgen.evaluation.evidence import shown_references
 from idgen.evaluation.fingerprints import weights_fingerprint
-from idgen.evaluation.judge import declared_rewards, encoder_name
+from idgen.evaluation.judge import declared_rewards
 from idgen.evaluation.material import Material, Photo
 from idgen.evaluation.processes import Processes
 from idgen.evaluation.prompts import Prompt
 from idgen.evaluation.protocol import Protocol
 from idgen.hub import fetch_folder
+from idgen.identity import recogniser_name
 from idgen.provenance import save_png
 from idgen.rewards.ascent import guide_identity
 
@@ -204,7 +205,7 @@ def _recogniser(pipe: Any) -> str | None:
     for part in (pipe, *vars(pipe).values()):
         name = getattr(getattr(part, "config", None), "recogniser", None)
         if isinstance(name, str) and name:
-            return encoder_name(name)
+            return recogniser_name(name)
     return None
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from idgen.errors import IdgenError
 from idgen.evaluation.fingerprints import recogniser_fingerprint
-from idgen.faces.insightface_backend import RECOGNISERS
 from idgen.faces.torch_backend import FAMILY
+from idgen.identity import recogniser_name
 
 if TYPE_CHECKING:
     from idgen.faces import FaceEncoder
@@ -36,11 +36,6 @@ class Judge:
     makers: tuple[str, ...]
     remarks: tuple[str, ...]
     same: bool
-
-
-def encoder_name(recogniser: str) -> str:
-    """The name under which FaceEncoder loads a recogniser that weights name after its file (glintr100, w600k_r50)."""
-    return RECOGNISERS.get(recogniser, recogniser)
 
 
 def choose_judge(
@@ -70,14 +65,14 @@ def choose_judge(
     own = recogniser_fingerprint(judge)
     shown: FaceEncoder | None = None
     guilty, remarks = [], []
-    conditioning = encoder_name(conditioning) if conditioning else None
-    makers = tuple(dict.fromkeys([*([conditioning] if conditioning else []), *map(encoder_name, rewards)]))
+    conditioning = recogniser_name(conditioning) if conditioning else None
+    makers = tuple(dict.fromkeys([*([conditioning] if conditioning else []), *map(recogniser_name, rewards)]))
     for maker in makers:
         try:
             encoder = FaceEncoder.from_pretrained(maker, device=device)
         except IdgenError:
             remarks.append(f"the recogniser {maker!r} is not on this machine: compared with the judge by name only")
-            same = maker in (encoder_name(name), judge.recogniser)
+            same = maker in (recogniser_name(name), judge.recogniser)
         else:
             same = recogniser_fingerprint(encoder) == own or encoder.recogniser == judge.recogniser
             if maker == conditioning:

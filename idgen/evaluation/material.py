@@ -188,14 +188,12 @@ def check_one_size(photos: Sequence[Photo]) -> None:
 
 
 def _size(photo: Photo) -> tuple[int, int]:
-    from PIL import Image
-
-    from idgen.imageio import load_image
+    from idgen.imageio import load_image, open_image
 
     if isinstance(photo.source, np.ndarray):
         return photo.source.shape[1], photo.source.shape[0]
     try:
-        with Image.open(photo.source) as image:
+        with open_image(photo.source) as image:
             return image.size
     except Exception:
         return load_image(photo.source).size  # says what is wrong in one line

@@ -96,7 +96,7 @@ def evaluate(request: Request) -> Outcome | None:
     Raises:
         IdgenError: whatever is wrong with the input; where it is found out before a picture was made, nothing stays behind.
     """
-    check_output(request.out)
+    check_output(request.out, folder=True)
     check_text(request.source, "the name of what is evaluated")
     protocol = _protocol(request)
     if protocol.task == "verify":

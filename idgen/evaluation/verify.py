@@ -103,7 +103,7 @@ def verify(request: Request) -> dict[str, Any]:
     """
     from idgen.faces import FaceEncoder
 
-    check_output(request.out)
+    check_output(request.out, folder=True)
     protocol = load_protocol(request.protocol, list(request.settings))
     _check_request(request, protocol)
     processes = Processes.of_accelerate(request.device)

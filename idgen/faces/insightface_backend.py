@@ -20,7 +20,7 @@ import torch
 from idgen.devices import resolve_device
 from idgen.errors import IdgenError
 from idgen.faces.detection import Face
-from idgen.identity import RECOGNISERS
+from idgen.identity import recogniser_name
 from idgen.weights import insightface_root
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def load_pack(folder: Path, device: str | torch.device = "auto") -> Loaded:
     recogniser = OnnxRecogniser(app.models["recognition"], device)
     # Who made an embedding is told by the recogniser's file: the packs share some, and users swap them.
     stem = Path(recogniser.path).stem
-    return ScrfdDetector(app.det_model), recogniser, RECOGNISERS.get(stem, stem), device
+    return ScrfdDetector(app.det_model), recogniser, recogniser_name(stem), device
 
 
 class ScrfdDetector:

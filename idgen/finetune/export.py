@@ -40,7 +40,7 @@ def export_peft(folder: str | os.PathLike[str], models: Models, name: str = "def
     Raises:
         IdgenError: no such adapter, or a folder that can not be written.
     """
-    folder = Path(check_output(folder))
+    folder = Path(check_output(folder, folder=True))
     tensors = trained_tensors(models, name)
     for component, model in adapted(models, name).items():
         own = {
@@ -66,7 +66,7 @@ def export_merged(folder: str | os.PathLike[str], models: Models) -> None:
     Raises:
         IdgenError: no adapter is active, adapters are merged already, or a folder that can not be written.
     """
-    folder = Path(check_output(folder))
+    folder = Path(check_output(folder, folder=True))
     chosen: dict[str, Any] = {
         key: model for key, model in components(models).items() if getattr(model, "peft_config", {})
     }

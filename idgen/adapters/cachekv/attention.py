@@ -53,7 +53,7 @@ class Complete(Exception):
     """The last keys and values that a call wants are there; the rest of the UNet need not run."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Writing:
     """Keeps the layers' keys and values, (rows, tokens, channels) each, and ends the call after the last one."""
 
@@ -70,7 +70,7 @@ class Writing:
         return _finish(attn, F.scaled_dot_product_attention(query, keys, values), hidden)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reading:
     """Lets the layers read references beside themselves, in one softmax."""
 

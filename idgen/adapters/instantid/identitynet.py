@@ -43,11 +43,6 @@ class FaceCall:
         """(rows, tokens, dim)."""
         return face_tokens(self.conditioning)
 
-    @cached_property
-    def positive(self) -> Conditioning:
-        """For the rows with identity alone, when guidance ends before the steps do."""
-        return self.conditioning.positive()
-
     def rows(self, count: int) -> Tensor:
         """The tokens for a batch of so many rows: all, or with guidance the rows with identity alone (guess mode).
 
