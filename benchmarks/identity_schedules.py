@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.bars_identity import pooled
@@ -98,7 +97,7 @@ def held_out_loss(subject: AdapterSubject, settings: AdapterTrainConfig, device:
     data = FaceFolder.open(settings.validation)
     shots = [own[:2] for own in data.shots if len(own) >= 2][:32]
     latents = torch.from_numpy(encode_photos(data, subject.pipe.vae, subject.vae_file, device)[[a for a, _ in shots]])
-    vectors = F.normalize(photo_embeddings(data, settings.conditioning, device), dim=1)[[b for _, b in shots]]
+    vectors = subject.read(photo_embeddings(data, settings.conditioning, device))[[b for _, b in shots]]
     condition = subject.condition(vectors, [data.captions[a] for a, _ in shots])
     latents = latents.to(device).float()
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)

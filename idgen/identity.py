@@ -10,7 +10,7 @@ import torch
 
 from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
-from idgen.formats import IDENTITY, require_format
+from idgen.headers import IDENTITY, require_format
 
 # What may be known of each reference beside its embedding: shape of a row (None: any) and dtype.
 FIELDS: dict[str, tuple[tuple[int | None, ...], torch.dtype]] = {

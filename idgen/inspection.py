@@ -14,8 +14,8 @@ import torch
 from idgen import checkpoint
 from idgen.errors import IdgenError
 from idgen.families import FAMILIES, family_name, text_width
-from idgen.formats import IDENTITY as IDENTITY_FORMAT
-from idgen.formats import MEANINGS
+from idgen.headers import IDENTITY as IDENTITY_FORMAT
+from idgen.headers import MEANINGS
 from idgen.signatures import IDENTITY, NAMES, ONNX, SIGNATURES, UNKNOWN, Signature, recognise, twins
 
 OWN_FORMATS = "idgen-"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from idgen.errors import IdgenError
-from idgen.formats import IDENTITY
+from idgen.headers import IDENTITY
 from idgen.identity import FIELDS, Identity, require_same_recogniser
 
 

@@ -38,6 +38,7 @@ from idgen.train.loop import Batch, Stage, run
 from idgen.train.loss_settings import IdentityLossConfig
 from idgen.train.picture_coding import encode_photos, load_tiny, picture_encoder
 from idgen.train.pictures import grid, to_pil
+from idgen.train.prompt_cache import of_pictures
 from idgen.train.reward_checks import CheckConfig, Checks, photo_embeddings
 from idgen.train.subjects import FILE, AdapterSubject
 
@@ -166,8 +167,10 @@ class AdapterStage(Stage[AdapterTrainConfig]):
         }
 
     def losses(self, model: Callable[..., Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
+        pipe = self.subject.pipe
         condition = self.subject.condition(batch["vectors"], batch["prompts"])
-        noised = add_noise(self.subject.pipe.scheduler, batch["latents"], self.config.snr_gamma or math.inf)
+        condition = of_pictures(pipe, condition, batch["latents"])
+        noised = add_noise(pipe.scheduler, batch["latents"], self.config.snr_gamma or math.inf)
         prediction = model(noised.noisy, noised.timesteps, condition)
         denoising = denoising_loss(prediction, noised)
         losses = {"loss": denoising, "denoising": denoising}
@@ -211,13 +214,14 @@ class AdapterStage(Stage[AdapterTrainConfig]):
     def _grid(self) -> Image.Image:
         """Pictures of a few people of the training, under photos of them as the autoencoder keeps them."""
         shown, check = self.samples.draw(np.random.default_rng(0), GRID, self.config.most_references), self.config.check
-        condition = self.subject.condition(shown.vectors.to(self.device), shown.captions)
-        denoise = guided(self.subject.policy, condition, self.subject.nobody(GRID), check.guidance_scale)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(shown.latents.shape, generator=generator).to(self.device)
-        made = Chain(self.subject.pipe.scheduler, check.steps).sample(denoise, noise)
-        decode = vae_decoder(self.subject.pipe.vae)
-        return grid(to_pil(torch.cat([decode(shown.latents.to(self.device)), decode(made)])), GRID)
+        subject, latents = self.subject, shown.latents.to(self.device)
+        asked = subject.condition(shown.vectors.to(self.device), shown.captions), subject.nobody(GRID)
+        condition, nobody = (of_pictures(subject.pipe, one, latents) for one in asked)
+        denoise = guided(subject.policy, condition, nobody, check.guidance_scale)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        made = Chain(subject.pipe.scheduler, check.steps).sample(denoise, noise)
+        decode = vae_decoder(subject.pipe.vae)
+        return grid(to_pil(torch.cat([decode(latents), decode(made)])), GRID)
 
     def save(self, folder: Path) -> None:
         self.module.save(folder / FILE, [] if self.recogniser is None else [self.recogniser.recogniser])

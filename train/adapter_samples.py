@@ -86,7 +86,7 @@ class RenderSamples:
             torch.stack(vectors),
             torch.stack(targets) if targets else None,
             torch.from_numpy(self.data.landmarks[chosen]),
-            [self.data.rows[photo]["caption"] for photo in chosen],
+            [self.data.captions[photo] for photo in chosen],
         )
 
 

@@ -87,7 +87,7 @@ class Checks:
         self.shape = (len(shots), config.images)
         asked = [own[1 + place % (len(own) - 1)] for own in shots for place in range(config.images)]
         self.rows = [held_out.rows[photo] for photo in asked]
-        self.prompts = [row["caption"] for row in self.rows]
+        self.prompts = [held_out.captions[photo] for photo in asked]
         self.chain = Chain(subject.pipe.scheduler, config.steps)
         conditioning, scored_by = sources
         encoder = load_encoder(scored_by or conditioning, device)

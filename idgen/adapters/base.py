@@ -33,7 +33,7 @@ from idgen.adapters.schedule import StepScales, layer_scales
 from idgen.checkpoint import load_metadata, load_strict, load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.families import FAMILIES, text_width
-from idgen.formats import ADAPTER
+from idgen.headers import ADAPTER
 
 Scale = float | Sequence[float] | dict[str, float]
 Self = TypeVar("Self", bound="Adapter")
@@ -273,7 +273,7 @@ class Adapter(nn.Module, ABC):
 
 
 def header(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What a file says of itself: `"format"` is `idgen.formats.ADAPTER` where `Adapter.save` wrote it; {} of pickles."""
+    """What a file says of itself: `"format"` is `idgen.headers.ADAPTER` where `Adapter.save` wrote it; {} of pickles."""
     return load_metadata(path) if Path(path).suffix == ".safetensors" else {}
 
 

@@ -11,7 +11,7 @@ from idgen.adapters.base import Adapter, header
 from idgen.adapters.registry import adapter_class, methods
 from idgen.conversion import find_weights
 from idgen.errors import IdgenError
-from idgen.formats import ADAPTER, MEANINGS
+from idgen.headers import ADAPTER, MEANINGS
 from idgen.inspection import inspect_weights
 
 

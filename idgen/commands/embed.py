@@ -9,7 +9,7 @@ from typing import Any
 from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_apart, check_output
-from idgen.formats import IDENTITY, check_replaces
+from idgen.headers import IDENTITY, check_replaces
 
 HELP = "find the face in photos of one person and save who it is to an identity file"
 

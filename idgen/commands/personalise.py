@@ -12,7 +12,7 @@ from idgen.commands.inpaint import add_model_flags, load_model
 from idgen.console import note, progress, say
 from idgen.errors import IdgenError
 from idgen.files import check_apart, check_output
-from idgen.formats import PERSON, check_replaces
+from idgen.headers import PERSON, check_replaces
 
 HELP = "adapt inpainting to one person by 40 steps of training on their photos; one photo is enough"
 

@@ -12,7 +12,7 @@ from idgen.commands._numbers import count, zero_or_above
 from idgen.console import note, say
 from idgen.errors import IdgenError
 from idgen.files import check_apart, check_output
-from idgen.formats import CACHE, check_replaces
+from idgen.headers import CACHE, check_replaces
 
 if TYPE_CHECKING:
     import torch

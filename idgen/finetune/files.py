@@ -24,7 +24,7 @@ from idgen.finetune.config import FinetuneConfig, read_peft
 from idgen.finetune.places import Models, adapted, components, holds, places
 from idgen.finetune.strength import dial_of
 from idgen.finetune.targets import name_targets
-from idgen.formats import FINETUNE, require_format
+from idgen.headers import FINETUNE, require_format
 from idgen.settings import build
 from idgen.version import __version__
 

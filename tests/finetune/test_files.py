@@ -20,7 +20,7 @@ from idgen.finetune import (
     save_adapter,
     set_strength,
 )
-from idgen.formats import FINETUNE, MEANINGS
+from idgen.headers import FINETUNE, MEANINGS
 from idgen.inspection import inspect_weights
 from tests.finetune.models import (
     KINDS,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
-from idgen.formats import CACHE, require_format
+from idgen.headers import CACHE, require_format
 from idgen.identity import Identity
 
 SIGNATURE, IDENTITY, CROPS = "signature", "identity", "crops"  # the tensors' names in a file

@@ -20,7 +20,7 @@ from torch import Tensor
 from idgen.adapters.pva.adapter import PVAAdapter
 from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
-from idgen.formats import PERSON, require_format
+from idgen.headers import PERSON, require_format
 
 CODES, SCALES = ".codes", ".scales"
 FINGERPRINT_VALUES = 64

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from idgen import formats
+from idgen import headers
 from idgen.adapters.base import header
 from idgen.adapters.pva.adapter import PVAAdapter, own_attention
 from idgen.adapters.pva.prompt import PLACEHOLDER
@@ -100,7 +100,7 @@ def load_parts(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_adapter(path: Path, unet: UNet2DConditionModel) -> PVAAdapter:
     """A published or saved file. A published one's text attention (CrossQKV), where it has one, goes into the UNet to stay."""
-    if header(path).get("format") == formats.ADAPTER:
+    if header(path).get("format") == headers.ADAPTER:
         return PVAAdapter.from_pretrained(path, unet)
     adapter = PVAAdapter.from_pretrained(path, unet, own_attention_too=True)
     own = own_attention(load_weights(path))

@@ -13,7 +13,7 @@ from idgen.adapters.pva.person import PersonWeights
 from idgen.checkpoint import save_weights
 from idgen.errors import IdgenError
 from idgen.finetune.files import load_adapter
-from idgen.formats import ADAPTER, CACHE, FINETUNE, IDENTITY, MEANINGS, PERSON, check_replaces
+from idgen.headers import ADAPTER, CACHE, FINETUNE, IDENTITY, MEANINGS, PERSON, check_replaces
 from idgen.identity import Identity
 from idgen.inspection import inspect_weights
 from tests.renders import Refused
