@@ -81,7 +81,8 @@ class AutoencoderStage(Stage[AutoencoderConfig]):
             load_recogniser(config.recogniser).to(device).requires_grad_(False) if config.recogniser else None
         )
         self.reader = load_probe(str(config.reader), device).requires_grad_(False) if config.reader else None
-        for network in (self.recogniser, self.reader):
+        seeing: list[Any] = [self.recogniser, self.reader]
+        for network in seeing:
             if network is not None:
                 network.to(memory_format=torch.channels_last)  # as the trained module: twice as fast on a CPU
         self.given_scale: float | None = None  # of the latents that other models were made on

@@ -61,7 +61,7 @@ class Average:
 
 
 def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def _like(own: Tensor, value: Tensor) -> Tensor:

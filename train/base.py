@@ -133,7 +133,7 @@ class TextDenoiser(nn.Module):
         return self.unet(noisy, timesteps, context).sample
 
 
-def denoiser_groups(module: nn.Module, text_encoder_rate: float) -> list[dict[str, Any]]:
+def denoiser_groups(module: Any, text_encoder_rate: float) -> list[dict[str, Any]]:
     """A UNet at the full learning rate and its text encoder at a share of it.
 
     At the full rate an encoder that starts from nothing soon answers every prompt with nearly the same: the UNet first learns
@@ -146,25 +146,25 @@ def denoiser_groups(module: nn.Module, text_encoder_rate: float) -> list[dict[st
     ]
 
 
-def attend_plainly(module: nn.Module, device: torch.device) -> None:
+def attend_plainly(module: Any, device: torch.device) -> None:
     """On a CPU the fused attention's backward pass alone takes a third of a step at these sizes: use the plain one."""
     if device.type == "cpu":
         module.unet.set_attn_processor(AttnProcessor())
         module.text_encoder.set_attn_implementation("eager")
 
 
-def load_unet(module: nn.Module, folder: Path) -> None:
+def load_unet(module: Any, folder: Path) -> None:
     """Fills `module.unet` from a folder."""
     module.unet.load_state_dict(load_model(folder, "UNet").state_dict())
 
 
-def load_denoiser(module: nn.Module, unet: Path, text_encoder: Path) -> None:
+def load_denoiser(module: Any, unet: Path, text_encoder: Path) -> None:
     """Fills a module with `unet` and `text_encoder` from two folders."""
     load_unet(module, unet)
     load_text_encoder(module, text_encoder)
 
 
-def load_text_encoder(module: nn.Module, folder: Path) -> None:
+def load_text_encoder(module: Any, folder: Path) -> None:
     """Fills `module.text_encoder` from a folder."""
     module.text_encoder.load_state_dict(load_encoder(folder).state_dict())
 

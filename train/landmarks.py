@@ -95,7 +95,7 @@ class LandmarksStage(Stage[LandmarksConfig]):
             after = self.module.refine(pictures, before)
         truth = torch.from_numpy(self.held_out.landmarks[seen]).to(before)
         eyes = (truth[:, 0] - truth[:, 1]).norm(dim=-1)
-        figures = {}
+        figures: dict[str, float] = {}
         for name, points in (("before", before), ("after", after)):
             errors = (points - truth).norm(dim=-1).mean(1) / eyes
             figures |= {f"error_{name}": float(errors.mean()), f"error_{name}_90": float(errors.quantile(0.9))}

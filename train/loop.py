@@ -127,7 +127,8 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
         _recompute(stage.models())
     # FSDP and DeepSpeed take no other layout than the plain one.
     plain = accelerator.distributed_type in SHARDED
-    stage.module.to(accelerator.device, memory_format=torch.contiguous_format if plain else torch.channels_last)
+    layout = torch.contiguous_format if plain else torch.channels_last
+    stage.module.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]  # torch declares it not
     optimizer = torch.optim.AdamW(
         stage.groups(),
         config.learning_rate,

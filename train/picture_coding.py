@@ -26,7 +26,8 @@ def load_tiny(source: str, device: torch.device) -> Decoder:
     config = Path(source) / "config.json"
     try:
         if config.is_file() and json.loads(config.read_text()).get("architecture") == "tiny_decoder":
-            return load_tiny_decoder(Path(source)).to(device, memory_format=torch.channels_last)
+            small: Any = load_tiny_decoder(Path(source))
+            return small.to(device, memory_format=torch.channels_last)
         vae: Any = AutoencoderTiny.from_pretrained(source, torch_dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

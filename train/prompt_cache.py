@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,7 @@ class PromptCache:
             if self.disk is None:
                 self.memory[prompt] = read[prompt]
             else:
-                self.memory[prompt] = self.disk.get(_key(prompt), lambda prompt=prompt: (self._one(prompt, read), {}))[
-                    0
-                ]  # type: ignore[misc]
+                self.memory[prompt], _ = self.disk.get(_key(prompt), partial(self._one, prompt, read))
         rows = [self.memory[prompt] for prompt in prompts]
         while len(self.memory) > IN_MEMORY:
             self.memory.popitem(last=False)
@@ -67,13 +66,13 @@ class PromptCache:
             return Condition(context)
         return _with_sizes(self.pipe, context, torch.stack([row["pooled"] for row in rows]).to(self.pipe.device))
 
-    def _one(self, prompt: str, read: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What was just read, or where a damaged file is made anew, is read now."""
+    def _one(self, prompt: str, read: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was just read, or where a damaged file is made anew, is read now; and nothing beside it."""
         if prompt in read:
-            return read[prompt]
+            return read[prompt], {}
         made = encode_prompts(self.pipe, [prompt])
         pooled = {} if made.pooled is None else {"pooled": made.pooled[0].cpu()}
-        return {"context": made.context[0].cpu(), **pooled}
+        return {"context": made.context[0].cpu(), **pooled}, {}
 
 
 def of_pictures(pipe: Any, condition: Condition, latents: Tensor) -> Condition:

@@ -6,12 +6,12 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @torch.no_grad()
 def sample(
-    unet: nn.Module, vae: Any, scheduler: Any, context: Tensor, empty: Tensor, guidance: float, steps: int = 20
+    unet: Any, vae: Any, scheduler: Any, context: Tensor, empty: Tensor, guidance: float, steps: int = 20
 ) -> Tensor:
     """Pictures (batch, 3, h, w) in [-1, 1] for contexts (batch, tokens, dim), always from the same noise.
 
@@ -21,8 +21,8 @@ def sample(
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
-    size = unet.config.sample_size  # type: ignore[union-attr]
-    shape = (len(context), unet.config.in_channels, size, size)  # type: ignore[union-attr]
+    size = unet.config.sample_size
+    shape = (len(context), unet.config.in_channels, size, size)
     latents = torch.randn(shape, generator=generator).to(context.device)
     both = torch.cat([empty.expand(len(context), -1, -1), context])
     for time in scheduler.timesteps:

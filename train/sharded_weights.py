@@ -42,15 +42,15 @@ def whole(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         import deepspeed
 
-        parts = list(model.parameters())
-        with deepspeed.zero.GatheredParameters(parts, modifier_rank=None):
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=None):
             yield
     elif accelerator.distributed_type == DistributedType.FSDP:
         from torch.distributed.fsdp import FSDPModule
 
-        parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+        parts: list[Any] = [part for part in model.modules() if isinstance(part, FSDPModule)]
         # Put together here, where every process takes part: one that saves does so alone.
-        values = {name: parameter.full_tensor() for name, parameter in model.named_parameters()}
+        parameters: Iterator[tuple[str, Any]] = model.named_parameters()
+        values = {name: parameter.full_tensor() for name, parameter in parameters}
         handles: list[Any] = [
             module.register_state_dict_post_hook(_put(name, values)) for name, module in model.named_modules()
         ]

@@ -9,6 +9,7 @@ acts, and where the head turns. Only the text encoder is kept.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ class CaptionMatcher(nn.Module):
 
     def __init__(self, text_encoder: nn.Module, acting: int) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
+        self.text_encoder: Any = text_encoder
         self.pictures = Encoder(
             LATENT_CHANNELS,
             256,

@@ -13,6 +13,7 @@ from idgen.errors import IdgenError
 from idgen.evaluation.prompts import read_caption
 from idgen.losses.attributes import misread_words
 from idgen.losses.identity import timestep_weights, weighed_loss
+from idgen.models.probe import AttributeReader
 from idgen.models.recogniser_reader import load_reader
 from idgen.rewards.views import Decoder
 from idgen.train.loss_settings import WordsLossConfig
@@ -36,8 +37,8 @@ class WordsLoss:
             raise IdgenError("words_weight needs a reader: name one of train/probe.py as words_probe")
         self.most, self.scheduler = config.words_batch, scheduler
         self.decode = load_tiny(config.words_tiny, device) if config.words_tiny else decode
-        self.probe = load_reader(config.words_probe, device)
-        self.probe.to(memory_format=torch.channels_last)
+        probe: Any = load_reader(config.words_probe, device)
+        self.probe: AttributeReader = probe.to(memory_format=torch.channels_last)
         self.said = {name: said.to(device) for name, said in named_attributes(data, self.probe.classes).items()}
 
     def __call__(
