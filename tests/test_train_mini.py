@@ -53,6 +53,13 @@ def test_what_a_failed_job_was_needed_for_does_not_run(tmp_path: Path) -> None:
     assert "later needs bad, which failed" in (tmp_path / "out/later.log").read_text()
 
 
+def test_a_job_that_the_plan_has_not_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"jobs": {"train": {}, "head": {}}}))
+    command = [sys.executable, str(REPO / "tools/train_mini.py"), str(tmp_path / "plan.yaml")]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out"), "--only", "haed"], capture_output=True, text=True)
+    assert done.returncode == 2 and "has no job 'haed': its jobs are head, train" in done.stderr
+
+
 def test_a_turned_recogniser_keeps_every_cosine_and_points_where_the_old_one_did() -> None:
     torch.manual_seed(0)
     # Crops of few kinds: two untrained networks then agree on something.

@@ -37,6 +37,9 @@ def main() -> int:
     args = parser.parse_args()
     try:
         jobs: dict[str, dict[str, Any]] = read_yaml(args.plan)["jobs"]
+        unknown = [name for name in args.only or () if name not in jobs]
+        if unknown:
+            raise IdgenError(f"{args.plan} has no job {unknown[0]!r}: its jobs are {', '.join(jobs)}")
         if args.job:
             return work(args.job, jobs[args.job], args)
         return direct({name: jobs[name] for name in args.only or jobs}, args)

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from idgen.adapters.arc2face.convert import load_model
 from idgen.adapters.embeddings import RawEmbeddings
 from idgen.adapters.pva import PVAAdapter, PVAConfig
 from idgen.adapters.pva.prompt import NEGATIVE, PROMPT, PersonPrompts
@@ -192,6 +193,9 @@ class InpaintStage(Stage[InpaintTrainConfig]):
             {"params": [self.adapter.modifier], "rate": self.config.modifier_rate},
         ]
 
+    def models(self) -> list[torch.nn.Module]:
+        return [self.module, self.module.part("unet")]  # a frozen UNet is no part of the module
+
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], Image.Image | None]:
         """Whole faces of people of no training, filled from references and from none."""
@@ -231,7 +235,7 @@ class InpaintStage(Stage[InpaintTrainConfig]):
     def load(self, folder: Path) -> None:
         unet = self.module.part("unet")
         if self.config.train_unet:
-            unet.load_state_dict(type(unet).from_pretrained(folder / "unet", torch_dtype=torch.float32).state_dict())
+            unet.load_state_dict(load_model(folder / "unet", "UNet").state_dict())
         loaded = PVAAdapter.from_pretrained(folder / SAVED / ADAPTER, unet, dtype=torch.float32)
         self.adapter.load_state_dict(loaded.state_dict())
 
@@ -299,6 +303,11 @@ class InpaintStage(Stage[InpaintTrainConfig]):
     def _initialise(self, adapter: PVAAdapter, text_encoder: Any) -> None:
         words = self.tokenizer(self.config.initialiser, add_special_tokens=False).input_ids
         table = text_encoder.get_input_embeddings().weight
+        if table.shape[1] != len(adapter.modifier):
+            raise IdgenError(
+                f"base: its UNet reads {len(adapter.modifier)} channels and its text encoder gives {table.shape[1]}: PVA is for"
+                " Stable Diffusion with one text encoder"
+            )
         adapter.modifier.data.copy_(table[words].mean(0))
 
     def _pipeline(self) -> PVAInpaintPipeline:

@@ -118,7 +118,7 @@ def fit(stage_type: Callable[[Any, torch.device], Stage[Any]], config: TrainConf
         stage = stage_type(config, accelerator.device)
     refuse_sharding(accelerator, stage.shardable)
     if config.start_from:
-        stage.load(config.start_from)
+        _load(stage, config.start_from)
     # Not before: what the settings name is there, and a mistake in them leaves nothing behind.
     config.output_dir.mkdir(parents=True, exist_ok=True)
     if accelerator.log_with:
@@ -301,6 +301,18 @@ def _step(accelerator: Accelerator, optimizer: Any, norm: Any) -> bool:
         return False
     optimizer.step()
     return True
+
+
+def _load(stage: Stage[Any], folder: Path) -> None:
+    try:
+        stage.load(folder)
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise IdgenError(
+            f"start_from: the weights in {folder} are not of the model that these settings make ({reason})"
+        ) from error
 
 
 def _recompute(models: Sequence[nn.Module]) -> None:

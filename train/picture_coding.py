@@ -29,10 +29,11 @@ def load_tiny(source: str, device: torch.device) -> Decoder:
             small: Any = load_tiny_decoder(Path(source))
             return small.to(device, memory_format=torch.channels_last)
         vae: Any = AutoencoderTiny.from_pretrained(source, torch_dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        vae.to(device, memory_format=torch.channels_last)
+    except (OSError, ValueError, NotImplementedError) as error:  # weights of another class stay on meta
         reason = " ".join(str(error).split())[:200]
         raise IdgenError(f"cannot load the small decoder {source}: {reason}") from error
-    return vae_decoder(vae.to(device, memory_format=torch.channels_last).requires_grad_(False))
+    return vae_decoder(vae.requires_grad_(False))
 
 
 def encode_photos(data: FaceFolder, vae: Any, weights: Path, device: torch.device) -> np.ndarray:

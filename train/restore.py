@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DModel
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -207,7 +207,11 @@ class RestoreStage(Stage[RestoreTrainConfig]):
         pipe.set_progress_bar_config(disable=True)
         made: dict[str, list[list[np.ndarray]] | None] = {"alone": None}
         if count:
-            made["references"] = [list(_pictures(self.held_out, self.held_out.references[row][:count])) for row in rows]
+            # On channels and in space everybody has equally many: those who have fewer are seen again, as in training.
+            again = self.config.conditioning != "cachekv"
+            known = (self.held_out.references[row] for row in rows)
+            shown = [np.resize(own, count) if again else own[:count] for own in known]
+            made["references"] = [list(_pictures(self.held_out, own)) for own in shown]
         figures, pictures = {}, [damaged]
         for name, references in made.items():
             restored = pipe(
@@ -251,7 +255,7 @@ class RestoreStage(Stage[RestoreTrainConfig]):
     def _begin(self, unet: UNet2DModel) -> UNet2DModel:
         """A text-to-image UNet of the same widths knows what pictures look like; only what it reads beside the noise is new."""
         if self.config.unet:
-            given = UNet2DConditionModel.from_pretrained(self.config.unet, torch_dtype=torch.float32).state_dict()
+            given = load_model(self.config.unet, "UNet").state_dict()
             own = unet.state_dict()
             taken = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
             first = own["conv_in.weight"].zero_()

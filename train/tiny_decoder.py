@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
+from idgen.adapters.arc2face.convert import load_model
 from idgen.checkpoint import save_weights
 from idgen.data.encoded import encode_latents
 from idgen.data.faces import FaceFolder
@@ -49,8 +50,7 @@ class TinyDecoderStage(Stage[TinyDecoderConfig]):
     def __init__(self, config: TinyDecoderConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
-        vae = AutoencoderTiny.from_pretrained(config.vae, torch_dtype=torch.float32).to(device).eval()
-        vae.requires_grad_(False)
+        vae: Any = load_model(config.vae, "autoencoder").to(device).requires_grad_(False)
         self.decode = vae_decoder(vae)
         weights = config.vae / "diffusion_pytorch_model.safetensors"
         self.latents, self.held_out_latents = (

@@ -32,7 +32,7 @@ def encode_identities(data: FaceFolder, recogniser: nn.Module, weights: Path, de
     def encode(images: Tensor, landmarks: Tensor) -> Tensor:
         return recogniser(norm_crop_torch(images, landmarks))
 
-    return _encode(data, f"identities-{sha256(weights)[:12]}", encode, device)
+    return _encode(data, f"embeddings-{sha256(weights)[:12]}", encode, device)
 
 
 @torch.no_grad()

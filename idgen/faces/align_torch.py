@@ -25,10 +25,11 @@ def norm_crop_torch(
     Returns:
         (B, C, size, size) in the dtype of `images`.
     """
-    inverse = invert_similarity(similarity_matrix_torch(landmarks, size))
-    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    grid = torch.stack([x, y, torch.ones_like(x)], -1).to(inverse)  # (size, size, 3)
-    points = torch.einsum("hwk,bjk->bhwj", grid, inverse)  # (B, size, size, 2) photo pixels
+    with torch.autocast(images.device.type, enabled=False):  # products in half precision miss by pixels
+        inverse = invert_similarity(similarity_matrix_torch(landmarks, size))
+        y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+        grid = torch.stack([x, y, torch.ones_like(x)], -1).to(inverse)  # (size, size, 3)
+        points = torch.einsum("hwk,bjk->bhwj", grid, inverse)  # (B, size, size, 2) photo pixels
     black = value_range[0]
     return sample_at(images - black, points, "zeros") + black
 

@@ -30,7 +30,8 @@ def add_noise(scheduler: Any, latents: Tensor, gamma: float = math.inf) -> Noise
     """Draws times (one stratum each, so that every batch covers them all) and noise from torch's global generator."""
     batch, device = len(latents), latents.device
     places = (torch.randperm(batch, device=device) + torch.rand(batch, device=device)) / batch
-    timesteps = (places * scheduler.config.num_train_timesteps).long()
+    last = scheduler.config.num_train_timesteps - 1
+    timesteps = (places * (last + 1)).long().clamp_max(last)  # float32 may round the last place up to 1
     return noised_at(scheduler, latents, torch.randn_like(latents), timesteps, gamma)
 
 

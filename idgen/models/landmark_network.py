@@ -51,22 +51,26 @@ def crop_faces(pictures: Tensor, landmarks: Tensor) -> Tensor:
     steps = (torch.arange(SIDE, device=pictures.device) + 0.5) * (EXTENT / SIDE) - 0.5
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1) + torch.tensor(CORNER, device=pictures.device)
     grid = torch.cat([grid, torch.ones_like(grid[..., :1])], -1)  # (64, 64, 3)
-    back = invert_similarity(similarity_matrix_torch(landmarks))
-    return sample_at(pictures, torch.einsum("hwk,bjk->bhwj", grid, back), "zeros")
+    with torch.autocast(pictures.device.type, enabled=False):  # products in half precision miss by pixels
+        back = invert_similarity(similarity_matrix_torch(landmarks))
+        points = torch.einsum("hwk,bjk->bhwj", grid, back)
+    return sample_at(pictures, points, "zeros")
 
 
 def to_crop(landmarks: Tensor, wanted: Tensor) -> Tensor:
     """What the network should answer in the crops that `landmarks` place, where the true ones are `wanted`: both (n, 5, 2)."""
-    matrix = similarity_matrix_torch(landmarks)
-    placed = torch.einsum("bij,bpj->bpi", matrix[..., :2], wanted) + matrix[:, None, :, 2]
+    with torch.autocast(landmarks.device.type, enabled=False):
+        matrix = similarity_matrix_torch(landmarks)
+        placed = torch.einsum("bij,bpj->bpi", matrix[..., :2], wanted.float()) + matrix[:, None, :, 2]
     return (placed - _template(landmarks)) / EXTENT
 
 
 def from_crop(landmarks: Tensor, shifts: Tensor) -> Tensor:
     """The inverse of `to_crop`."""
-    back = invert_similarity(similarity_matrix_torch(landmarks))
-    placed = shifts * EXTENT + _template(landmarks)
-    return torch.einsum("bij,bpj->bpi", back[..., :2], placed) + back[:, None, :, 2]
+    with torch.autocast(landmarks.device.type, enabled=False):
+        back = invert_similarity(similarity_matrix_torch(landmarks))
+        placed = shifts.float() * EXTENT + _template(landmarks)
+        return torch.einsum("bij,bpj->bpi", back[..., :2], placed) + back[:, None, :, 2]
 
 
 def _template(like: Tensor) -> Tensor:

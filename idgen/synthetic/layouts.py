@@ -187,10 +187,16 @@ class ArrayLayout:
         self.out, self.shots = out, shots
 
     def resume(self, units: Iterable[Unit]) -> None:
-        """A finished tree stays as it is: `has` sees it."""
+        """A finished tree stays as it is, `has` sees it; one of which an array was lost or cut is made again."""
+        total = sum(self._count(unit) for unit in units)
+        if any(_rows(self.out / f"{name}.npy") != total for name in self.arrays):
+            (self.out / METADATA).unlink(missing_ok=True)
 
     def has(self, unit: Unit) -> bool:
-        return (self.out / METADATA).exists() or self._part(unit, METADATA).exists()
+        if (self.out / METADATA).exists():
+            return True
+        whole = all(_rows(self._part(unit, f"{name}.npy")) == self._count(unit) for name in self.arrays)
+        return whole and self._part(unit, METADATA).exists()
 
     def save(self, unit: Unit, batches: Iterable[list[Sample]]) -> Iterator[int]:
         samples = []
@@ -209,7 +215,7 @@ class ArrayLayout:
         units = list(units)
         if (self.out / METADATA).exists():
             return
-        total = sum(len(unit.people) for unit in units) * self.shots
+        total = sum(self._count(unit) for unit in units)
         for name in self.arrays:
             temporary, start = self.out / PARTS / f"{name}.npy", 0
             whole = None
@@ -231,6 +237,9 @@ class ArrayLayout:
     def _part(self, unit: Unit, name: str) -> Path:
         return self.out / PARTS / f"{unit.index:06d}.{name}"
 
+    def _count(self, unit: Unit) -> int:
+        return len(unit.people) * self.shots
+
 
 LAYOUTS: dict[str, type[FolderLayout] | type[ShardLayout] | type[ArrayLayout]] = {
     "folder": FolderLayout,
@@ -249,6 +258,14 @@ def put(path: Path, content: bytes, parts: Path | None = None) -> None:
 
 def _temporary(parts: Path) -> Path:
     return parts / f"{os.getpid()}.tmp"  # one per worker: each writes one file at a time
+
+
+def _rows(path: Path) -> int:
+    """How many rows an array has; -1 where it is not there or cut off."""
+    try:
+        return len(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError):
+        return -1
 
 
 def _is_whole_png(path: Path) -> bool:

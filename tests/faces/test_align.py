@@ -126,6 +126,13 @@ def test_half_precision_crops_stay_in_half_precision():
     assert (crops.float() - norm_crop_torch(images, landmarks)).abs().mean() < 0.02
 
 
+def test_autocast_does_not_move_a_crop():
+    images, landmarks = to_batch([smooth_photo()]), torch.from_numpy(turned(10))[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        crops = norm_crop_torch(images, landmarks)
+    assert torch.equal(crops, norm_crop_torch(images, landmarks))
+
+
 # FFHQ portraits
 
 

@@ -93,3 +93,10 @@ def test_min_snr_weighs_one_photo_alone_as_it_does_among_others(kind):
         assert float(denoising_loss(wrong, one)) == pytest.approx(float(every.weights[time]), rel=1e-5)
         masked = masked_denoising_loss(wrong, one, torch.ones(1, 1, 4, 4))
         assert float(masked) == pytest.approx(float(every.weights[time]), rel=1e-5)
+
+
+def test_the_last_time_is_the_last_of_the_schedule(monkeypatch):
+    """In float32 the last of 256 places rounds up to 1."""
+    monkeypatch.setattr(torch, "rand", lambda count, device: torch.full((count,), 1 - 2**-18, device=device))
+    noised = add_noise(scheduler("epsilon"), torch.zeros(256, 1, 2, 2))
+    assert noised.timesteps.max() == 999

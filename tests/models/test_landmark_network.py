@@ -45,6 +45,19 @@ def test_the_crop_shows_what_the_answer_is_about():
             assert crop[0, round(y), round(x)] > 0.75
 
 
+def test_autocast_moves_neither_the_crop_nor_the_landmarks():
+    points = torch.from_numpy(template(112))[None].float() * 1.3 + 7
+    pictures = torch.rand(1, 3, 160, 160)
+
+    def placed() -> list[torch.Tensor]:
+        shifts = to_crop(points, points + 2)
+        return [crop_faces(pictures, points), shifts, from_crop(points, shifts)]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        made = placed()
+    assert all(torch.equal(one, other) for one, other in zip(made, placed(), strict=True))
+
+
 def test_it_learns_and_a_detector_uses_it():
     torch.manual_seed(0)
     network = LandmarkNetwork((8, 16, 16))

@@ -319,6 +319,32 @@ def test_arrays_go_on_after_a_kill(tmp_path):
     assert tree(out) == tree(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("harm", ["lost", "cut"])
+def test_arrays_that_a_power_cut_spoilt_are_made_again(tmp_path, harm):
+    settings = replace(SETTINGS, people=2, format="arrays")
+    write_dataset(settings, tmp_path / "whole")
+    out = tmp_path / "spoilt"
+    write_dataset(settings, out)
+    if harm == "lost":
+        (out / "images.npy").unlink()
+    else:
+        (out / "masks.npy").write_bytes((out / "masks.npy").read_bytes()[:-1])
+    assert write_dataset(settings, out).rendered == settings.images
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_part_that_a_power_cut_emptied_is_made_again(tmp_path):
+    settings, out = replace(SETTINGS, format="arrays"), tmp_path / "killed"
+    units = settings.units(LAYOUTS["arrays"].images_per_unit)
+    (out / PARTS).mkdir(parents=True)
+    layout = LAYOUTS["arrays"](out, settings.shots)
+    for _ in layout.save(units[0], render_unit(Renderer(), units[0], settings)):
+        pass
+    assert layout.has(units[0])
+    (out / PARTS / "000000.images.npy").write_bytes(b"")
+    assert not layout.has(units[0])
+
+
 def test_a_folder_without_its_arrays_is_named(tmp_path):
     out = tmp_path / "arrays"
     write_dataset(replace(SETTINGS, people=2, format="arrays"), out)

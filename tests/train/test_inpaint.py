@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 import idgen.configs
-from idgen.adapters.pva.training import make_holes, stratified_times
+from idgen.adapters.pva.training import PVADenoiser, make_holes, stratified_times
 from idgen.data.portraits import as_tensor
 from idgen.errors import IdgenError
 from idgen.faces import FaceEncoder
@@ -151,6 +152,17 @@ def test_a_text_to_image_unet_must_be_trained_to_inpaint(people_folder: Path, tm
     config = parse_config(InpaintTrainConfig, [*arguments(people_folder, tmp_path), "--train_unet", "false"])
     with pytest.raises(IdgenError, match="none of an inpainting model"):
         InpaintStage(config, torch.device("cpu"))
+
+
+def test_a_frozen_unet_can_compute_its_activations_again(stage: InpaintStage) -> None:
+    frozen = PVADenoiser(
+        stage.module.part("unet").requires_grad_(False), stage.adapter, stage.module.part("text_encoder")
+    )
+    trained, stage.module = stage.module, frozen
+    try:
+        assert any(isinstance(model, UNet2DConditionModel) for model in stage.models())
+    finally:
+        stage.module = trained
 
 
 def test_the_widened_unet_starts_as_the_one_it_was() -> None:

@@ -115,6 +115,16 @@ def test_a_training_can_start_from_finished_weights(tmp_path: Path) -> None:
     assert torch.allclose(first["model"]["0.weight"], second["model"]["0.weight"], atol=1e-6)
 
 
+def test_weights_of_another_model_to_start_from_are_one_line(tmp_path: Path) -> None:
+    class Other(Line):
+        def load(self, folder: Path) -> None:
+            torch.nn.Linear(3, 3).load_state_dict(torch.nn.Linear(2, 2).state_dict())
+
+    with pytest.raises(IdgenError, match=r"start_from: the weights in .* are not of the model"):
+        fit(Other, _config(tmp_path / "out", start_from=tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("harm", ["cut", "changed", "missing", "manifest"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path: Path, harm: str, capsys: Any) -> None:
     fit(Line, _config(tmp_path / "whole"))

@@ -255,6 +255,9 @@ def test_the_other_ways_of_reading_references_train_from_the_same_weights(
     training.losses(training.module, batch, progress=1.0)["loss"].backward()
     assert shapes == [(2, channels, 16, width)]
     assert training.module.unet.conv_in.weight.grad[:, -8:].abs().sum() > 0 or conditioning == "spatial"
+    own = training.held_out.references
+    own[0] = own[0][:1]  # somebody with fewer photos than the others
+    assert training.validate()[0]["psnr_references"] > 0
     training.save(tmp_path / "w")
     again = ReferenceRestorePipeline.from_pretrained(tmp_path / "w")
     assert again.config.conditioning == conditioning and again.unet.config.in_channels == channels

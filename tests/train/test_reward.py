@@ -27,6 +27,7 @@ from idgen.train.recogniser import RecogniserConfig
 from idgen.train.reward import RewardStage, RewardTrainConfig, load_tiny
 from idgen.train.reward_checks import _alike
 from idgen.train.tiny_decoder import TinyDecoderConfig, TinyDecoderStage
+from tests.tiny import tiny_vae
 from tests.tiny_family import face_in_the_middle, tiny_family
 
 IDENTITY = {"identity": {"kind": "identity", "source": "mini"}}
@@ -165,6 +166,12 @@ def test_the_gradient_passes_a_small_decoder_or_the_face_alone(tmp_path, people_
     assert moved(stage) and made["faces"] == 1
     with pytest.raises(IdgenError, match="cannot load the small decoder nowhere"):
         load_tiny("nowhere", torch.device("cpu"))
+
+
+def test_an_autoencoder_of_another_class_is_no_small_decoder(tmp_path: Path) -> None:
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    with pytest.raises(IdgenError, match="cannot load the small decoder"):
+        load_tiny(str(tmp_path / "vae"), torch.device("cpu"))
 
 
 def test_a_recogniser_outside_the_loop_gives_an_id_score(tmp_path: Path, people_folder: Path) -> None:
