@@ -13,7 +13,7 @@ import torch
 from idgen.errors import IdgenError
 from idgen.faces.align import norm_crop
 from idgen.faces.detection import Detector, Face, by_size, check_selection, rival, select_face
-from idgen.identity import Identity
+from idgen.identity import Identity, recogniser_name
 from idgen.imageio import load_array
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ class FaceEncoder:
         identity.save("anna.safetensors")
 
     Attributes:
-        recogniser: the name that its identities bear.
+        recogniser: the name that its identities bear, see `idgen.identity.recogniser_name`.
         device: where the recogniser runs.
     """
 
     def __init__(
         self, detector: Detector, network: Recogniser, recogniser: str, device: torch.device | str = "cpu"
     ) -> None:
-        self.recogniser = recogniser
+        self.recogniser = recogniser_name(recogniser)
         self.device = torch.device(device)
         self._detector, self._network = detector, network
 

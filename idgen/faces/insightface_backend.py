@@ -20,7 +20,6 @@ import torch
 from idgen.devices import resolve_device
 from idgen.errors import IdgenError
 from idgen.faces.detection import Face
-from idgen.identity import recogniser_name
 from idgen.weights import insightface_root
 
 if TYPE_CHECKING:
@@ -92,8 +91,7 @@ def load_pack(folder: Path, device: str | torch.device = "auto") -> Loaded:
         raise IdgenError(f"the detector in {folder} gives no landmarks: use one with them, such as det_10g.onnx")
     recogniser = OnnxRecogniser(app.models["recognition"], device)
     # Who made an embedding is told by the recogniser's file: the packs share some, and users swap them.
-    stem = Path(recogniser.path).stem
-    return ScrfdDetector(app.det_model), recogniser, recogniser_name(stem), device
+    return ScrfdDetector(app.det_model), recogniser, Path(recogniser.path).stem, device
 
 
 class ScrfdDetector:

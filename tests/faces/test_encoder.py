@@ -204,6 +204,14 @@ def test_the_mini_family_loads_by_name(family, name):
     assert isinstance(one.detect(photo()), list)
 
 
+@pytest.mark.parametrize("name", ["arcface", "w600k_r50", "glintr100", "mine"])
+def test_a_recogniser_of_ones_own_is_called_as_its_identities_are(tmp_path, family, name):
+    config = {"architecture": "judge", "name": name}
+    write_network(tmp_path / "own" / "recogniser", build_recogniser(config), config)
+    one = FaceEncoder.from_pretrained(tmp_path / "own", device="cpu")
+    assert one.recogniser == Identity(torch.ones(1, 512), name).recogniser
+
+
 def test_a_folder_shaped_like_the_family_loads(family):
     one = FaceEncoder.from_pretrained(family, device="cpu")
     assert one.recogniser == "mini"
