@@ -31,7 +31,8 @@ CAPTIONS, PEOPLE = ("text", "caption", "prompt", "txt"), ("person", "identity", 
 
 
 class UnreadablePhotoError(IdgenError):
-    """A photo whose file can not be read, is no image, or is damaged: the others can be used without it."""
+    """A photo whose file can not be read, is no image or is damaged, or whose face can not be aligned: the others can be used
+    without it."""
 
 
 class SourceConfig(BaseModel):

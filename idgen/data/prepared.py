@@ -199,7 +199,11 @@ class Preparer:
             crops, landmarks = self._crops(pixels, face, size, key)
             tensors = {"latents": self.encode(crops).half(), "landmarks": landmarks}
             if face is not None:
-                tensors["vector"] = self.encoder.embed_aligned(norm_crop(pixels, face.landmarks)[None])[0].float()
+                try:
+                    aligned = norm_crop(pixels, face.landmarks)
+                except IdgenError as error:  # of this photo's landmarks: the others are none the worse
+                    raise UnreadablePhotoError(str(error)) from error
+                tensors["vector"] = self.encoder.embed_aligned(aligned[None])[0].float()
             return tensors, {"size": f"{size[0]}x{size[1]}", "key": key}
 
         return self.cache.get(key, make)

@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,24 @@ def test_damaged_and_faceless_photos_end_nothing_and_are_named(tmp_path: Path, p
     assert "3 photos could not be read and are left out" in lines and any(
         "1 photos show no face" in one for one in lines
     )
+
+
+class Squinting(FakeEncoder):
+    """Finds faces whose landmarks lie on one spot in bright pictures."""
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        found = super().detect(image)
+        return (
+            [replace(face, landmarks=np.zeros_like(face.landmarks)) for face in found] if image.mean() > 250 else found
+        )
+
+
+def test_a_face_that_can_not_be_aligned_ends_nothing_and_is_named(tmp_path: Path) -> None:
+    folder = Path(as_folder(tmp_path / "data"))
+    Image.new("RGB", (96, 96), "white").save(folder / "anna" / "bright.jpg")
+    _, report = preparer(str(folder), tmp_path / "cache", Squinting())()
+    assert report.photos == 4 and set(report.unreadable) == {"anna/bright.jpg"}
+    assert report.lines()[0].startswith("anna/bright.jpg is left out: the five landmarks lie on one spot")
 
 
 def test_a_faceless_photo_is_an_error_where_that_is_wanted(tmp_path: Path) -> None:
