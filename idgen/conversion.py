@@ -13,6 +13,7 @@ from idgen import hub
 from idgen.checkpoint import INDEX, ONNX_SUFFIXES, PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, save_weights, weights_files
 from idgen.errors import IdgenError
 from idgen.files import check_output
+from idgen.headers import check_replaces
 from idgen.inspection import WeightsReport, open_weights
 from idgen.version import __version__
 
@@ -39,19 +40,21 @@ def convert_weights(
     Args:
         source: a weights file, the index of one in shards, a folder with such an index, or `owner/name@revision:path/in/it`
             on the hub.
-        destination: ends in `.safetensors`; a file that is there is replaced.
+        destination: ends in `.safetensors`; a file that is there is replaced, unless idgen wrote it for something else.
         method: a method or kind of file, where the keys leave a choice.
 
     Returns:
         What the source is.
 
     Raises:
-        IdgenError: the source is broken, not of that method, or no weights; the destination can not be written.
+        IdgenError: the source is broken, not of that method, or no weights; the destination can not be written or is not to be
+            replaced.
     """
     destination = Path(destination).expanduser()
     if destination.suffix not in SAFETENSORS_SUFFIXES:
         raise IdgenError(f"{destination}: weights are written as safetensors: let the name end in .safetensors")
     check_output(destination)
+    check_replaces(destination, FORMAT)
     path = find_weights(source)
     if destination.exists() and any(destination.samefile(one) for one in weights_files(path) if one.exists()):
         raise IdgenError(f"{destination} is the file to read: write to another one")

@@ -119,6 +119,12 @@ def test_an_identity_is_told_and_not_converted(
     assert "identity file" in refused("convert", path, tmp_path / "out.safetensors")
 
 
+def test_an_identity_is_not_replaced(refused: Refused, tmp_path: Path) -> None:
+    save_file({"a": torch.ones(3)}, tmp_path / "w.safetensors")
+    Identity(torch.randn(2, 512), "mini").save(tmp_path / "anna.safetensors")
+    assert "is a face embedding" in refused("convert", tmp_path / "w.safetensors", tmp_path / "anna.safetensors")
+
+
 def test_what_is_unknown_is_converted_all_the_same(tmp_path: Path) -> None:
     half = torch.randn(3, dtype=torch.bfloat16)
     torch.save({"model": {"a": half}, "optimizer": {"exp_avg": torch.ones(3)}}, tmp_path / "own.pth")
