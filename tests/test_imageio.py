@@ -1,5 +1,6 @@
 """Any photo becomes an upright RGB picture, or one line."""
 
+import json
 import struct
 import zlib
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from idgen.data.faces import FaceFolder
 from idgen.errors import IdgenError
 from idgen.evaluation.bins import EncodedFace
 from idgen.imageio import MAX_PIXELS, load_array, load_image
@@ -169,6 +171,10 @@ def test_no_photo_starts_ghostscript(tmp_path, monkeypatch):
         load_image(Image.open(path))
     with pytest.raises(IdgenError, match="can not be decoded"):
         EncodedFace(path.read_bytes(), "image 0").pixels()
+    labels = {"file_name": path.name, "mask_file_name": path.name, "person": 0, "landmarks5": [[0, 0]] * 5}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(labels))
+    with pytest.raises(IdgenError, match=f"cannot read {path}"):
+        FaceFolder.open(tmp_path)
     assert not started
 
 

@@ -58,10 +58,13 @@ class ProbeStage(Stage[ProbeConfig]):
     def __init__(self, config: ProbeConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
-        self.classes = {name: sorted({_value(row, name) for row in self.data.rows} - {""}) for name in ATTRIBUTES}
-        self.module = _Trained(self._build(), len(self.data.rows[0]["expression"]))
+        self.classes = {
+            name: sorted({_value(one, name) for one in self.data.column("attributes")} - {""}) for name in ATTRIBUTES
+        }
+        actions = torch.tensor(self.data.column("expression"), dtype=torch.float32)
+        self.module = _Trained(self._build(), actions.shape[1])
         self.labels, self.held_out_labels = self._labels(self.data), self._labels(self.held_out)
-        self.labels["actions"] = torch.tensor([row["expression"] for row in self.data.rows], dtype=torch.float32)
+        self.labels["actions"] = actions
         # Shrunk once to what the probe reads: (n, size, size, 3) uint8.
         starts = range(0, len(self.data), 256)
         self.small = torch.cat([_shrunk(self.data.images[start : start + 256], config.size) for start in starts])
@@ -135,11 +138,12 @@ class ProbeStage(Stage[ProbeConfig]):
         return torch.cat(parts)
 
     def _labels(self, data: FaceFolder) -> dict[str, Tensor]:
+        shown = data.column("attributes")
         labels = {
-            name: torch.tensor([names.index(v) if (v := _value(row, name)) in names else UNNAMED for row in data.rows])
+            name: torch.tensor([names.index(v) if (v := _value(one, name)) in names else UNNAMED for one in shown])
             for name, names in self.classes.items()
         }
-        return labels | {"pose": torch.tensor([row["pose"] for row in data.rows], dtype=torch.float32)}
+        return labels | {"pose": torch.tensor(data.column("pose"), dtype=torch.float32)}
 
 
 class _Trained(nn.Module):
@@ -171,9 +175,8 @@ def _exposed(images: Tensor) -> Tensor:
     return (images * gain + shift + 0.03 * torch.randn_like(images)).clamp(-1, 1)
 
 
-def _value(row: dict[str, Any], attribute: str) -> str:
+def _value(attributes: dict[str, Any], attribute: str) -> str:
     """The name of the class of a picture, or nothing where none can be seen."""
-    attributes = row["attributes"]
     if attribute == "expression" and attributes["expression"] == MIXED:
         return ""
     if attribute == "hair_colour" and attributes["hair_style"] == "bald":

@@ -86,7 +86,6 @@ class Checks:
             )
         self.shape = (len(shots), config.images)
         asked = [own[1 + place % (len(own) - 1)] for own in shots for place in range(config.images)]
-        self.rows = [held_out.rows[photo] for photo in asked]
         self.prompts = [held_out.captions[photo] for photo in asked]
         self.chain = Chain(subject.pipe.scheduler, config.steps)
         conditioning, scored_by = sources
@@ -98,7 +97,7 @@ class Checks:
             raise IdgenError(
                 f"check.held_out is {self.held_out.recogniser!r}, which is {taken}: give another recogniser"
             )
-        self.adherence = self._adherence() if subject.reads_prompts else None
+        self.adherence = self._adherence(held_out, asked) if subject.reads_prompts else None
 
         def others(source: str | None) -> Tensor | None:
             if source is None:
@@ -165,7 +164,7 @@ class Checks:
             figures["adherence"] = self.adherence(view.pictures, pixels)
         return figures
 
-    def _adherence(self) -> Callable[[Tensor, Tensor], float] | None:
+    def _adherence(self, data: FaceFolder, photos: Sequence[int]) -> Callable[[Tensor, Tensor], float] | None:
         name = self.config.adherence
         if name is None:
             return None
@@ -173,7 +172,8 @@ class Checks:
             clip = PickScore(name, device=self.device)
             return lambda pictures, _: float(clip.cosines(pictures, Asked(prompts=self.prompts)).mean())
         probe = load_probe(device=self.device)
-        asked = [read_caption(row["caption"], row["attributes"], row["person"], row["shot"]).asked for row in self.rows]
+        described = list(zip(*map(data.column, ("caption", "attributes", "person", "shot")), strict=True))
+        asked = [read_caption(*described[photo]).asked for photo in photos]
 
         return lambda _, pixels: share_obeyed(probe.read(pixels), asked)
 

@@ -139,8 +139,8 @@ class CaptionMatcher(nn.Module):
 
 def acting(data: FaceFolder) -> Tensor:
     """(pictures, actions + 3): how strong each action of the face is, in [0, 1]; yaw, pitch and roll in units of `POSE_UNIT`."""
-    pose = torch.tensor([row["pose"] for row in data.rows], dtype=torch.float32) / POSE_UNIT
-    return torch.cat([torch.tensor([row["expression"] for row in data.rows], dtype=torch.float32), pose], 1)
+    pose = torch.tensor(data.column("pose"), dtype=torch.float32) / POSE_UNIT
+    return torch.cat([torch.tensor(data.column("expression"), dtype=torch.float32), pose], 1)
 
 
 def open_tokenizer(folder: Path | None) -> CLIPTokenizer:

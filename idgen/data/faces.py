@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from idgen.console import progress
 from idgen.errors import IdgenError
 from idgen.files import atomic_write
+from idgen.imageio import open_image
 
 CACHE = ".idgen-cache"
 METADATA = "metadata.jsonl"
-LAYOUT = (
-    "`idgen synth` writes file_name, mask_file_name, caption, person and landmarks5 of every photo (plain photos are for"
-    " photos.path of train/adapter.py)"
-)
+LAYOUT = "`idgen synth` writes it of every photo (plain photos are for photos.path of train/adapter.py)"
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,15 @@ class FaceFolder:
         Raises:
             IdgenError: one has no caption.
         """
-        return [_value(self.folder, self.rows, place, "caption") for place in range(len(self.rows))]
+        return self.column("caption")
+
+    def column(self, name: str) -> list[Any]:
+        """What the metadata say of each photo under `name`, for what only some uses need.
+
+        Raises:
+            IdgenError: a line lacks it.
+        """
+        return [_value(self.folder, self.rows, place, name) for place in range(len(self.rows))]
 
     @cached_property
     def shots(self) -> list[np.ndarray]:
@@ -188,7 +193,7 @@ def _cached(folder: Path, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.nd
 
 def _picture(path: Path, keep: bool = False) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return np.asarray(image if keep else image.convert("RGB"))
     except OSError as error:
         raise IdgenError(f"cannot read {path} ({error}): run the same `idgen synth` again") from None

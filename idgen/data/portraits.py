@@ -44,11 +44,15 @@ class Portraits(Protocol):
 
 
 class SynthPortraits:
-    """A folder of `idgen synth`."""
+    """A folder of `idgen synth`.
+
+    Raises:
+        IdgenError: a photo lacks landmarks68; and `caption`, where one lacks its caption.
+    """
 
     def __init__(self, data: FaceFolder) -> None:
         self.data, self.people, self.cache = data, data.shots, data.folder / CACHE
-        self.landmarks68 = np.array([row["landmarks68"] for row in data.rows], np.float32)
+        self.landmarks68 = np.array(data.column("landmarks68"), np.float32)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -61,7 +65,7 @@ class SynthPortraits:
         return region_mask("random" if rng else "whole", self.landmarks68[index], size, rng)
 
     def caption(self, index: int) -> str:
-        return str(self.data.rows[index]["caption"])
+        return str(self.data.captions[index])
 
 
 def embed_portraits(data: Portraits, embed: Embed, name: str, device: torch.device, batch: int = 32) -> np.ndarray:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from idgen.data.clutter import face_boxes
 from idgen.data.faces import FaceFolder
+from idgen.data.portraits import SynthPortraits
 from idgen.errors import IdgenError
 
 POINTS = [[10, 12], [22, 12], [16, 18], [11, 24], [21, 24]]
@@ -60,3 +64,20 @@ def test_captions_are_asked_for_where_they_are_needed(tmp_path: Path) -> None:
     data = FaceFolder.open(folder(tmp_path, caption=None))
     with pytest.raises(IdgenError, match=r"line 2 lacks caption"):
         _ = data.captions
+
+
+@pytest.mark.parametrize(
+    ("use", "lacks"),
+    [
+        (lambda data: data.column("pose"), "pose"),
+        (SynthPortraits, "landmarks68"),
+        (face_boxes, "landmarks68"),
+        (lambda data: SynthPortraits.caption(SimpleNamespace(data=data), 0), "caption"),
+    ],
+)
+def test_what_only_some_uses_need_is_named_by_them(
+    tmp_path: Path, use: Callable[[FaceFolder], object], lacks: str
+) -> None:
+    data = FaceFolder.open(folder(tmp_path, caption=None))
+    with pytest.raises(IdgenError, match=rf"metadata\.jsonl, line [12] lacks {lacks}: `idgen synth` writes it"):
+        use(data)
