@@ -82,8 +82,9 @@ class WordsLoss:
 def named_attributes(data: FaceFolder, attributes: Iterable[str]) -> dict[str, Tensor]:
     """Attribute -> (photos,) bool: whether the caption of each photo has words for it; no attribute that none names."""
     said = {name: torch.zeros(len(data), dtype=torch.bool) for name in attributes}
-    for index, row in enumerate(data.rows):
-        for name in read_caption(row["caption"], row["attributes"], row["person"], row["shot"]).asked:
+    described = zip(*map(data.column, ("caption", "attributes", "person", "shot")), strict=True)
+    for index, one in enumerate(described):
+        for name in read_caption(*one).asked:
             if name in said:
                 said[name][index] = True
     return {name: named for name, named in said.items() if named.any()}
