@@ -148,7 +148,7 @@ def test_a_mask_acts_where_it_is_white(case, base):
 
 
 @pytest.mark.parametrize(("case", "base"), COMBINATIONS)
-def test_two_adapters_act_together_in_the_order_of_the_sum(case, base):
+def test_two_adapters_act_together_in_any_order_where_they_add(case, base):
     unet, adapter, arguments = setup(case, base)
     other = case.build(unet, seed=1).inject(unet, "other")
     adapter.inject(unet)
@@ -156,7 +156,8 @@ def test_two_adapters_act_together_in_the_order_of_the_sum(case, base):
     both = predict(unet, arguments, one + two)
     for single in (one, two):
         assert not torch.allclose(both, predict(unet, arguments, single), atol=1e-5)
-    assert torch.equal(both, predict(unet, arguments, one + two))
+    # What each adds to the same attention sums up; a gate of fact acts on the picture as the gate before it left it.
+    assert torch.allclose(both, predict(unet, arguments, two + one), atol=1e-5) == (case.method != "fact")
     with_nothing = one + conditioned(case, other, scale=0.0)
     assert torch.equal(predict(unet, arguments, with_nothing), predict(unet, arguments, one))
     other.eject()
@@ -232,8 +233,8 @@ def test_gradients_reach_the_adapter_and_nothing_else(case, base):
         assert not adapter.state_dict() and not conditioned_with_gradients(case, adapter)
         return
     gradients = training_step(case, unet, adapter, arguments)
-    without = [name for name, gradient in gradients.items() if gradient is None and name not in case.elsewhere]
-    assert not without and any(gradient.abs().max() > 0 for gradient in gradients.values() if gradient is not None)
+    reached = {name for name, gradient in gradients.items() if gradient is not None and gradient.abs().max() > 0}
+    assert set(gradients) - reached == set(case.elsewhere)
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 
@@ -26,7 +27,6 @@ def random_faces(count, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_pixel_is_opencvs(dtype):
-    cv2 = pytest.importorskip("cv2")
     for size, face in random_faces(60, dtype):
         canvas = np.zeros((size[1], size[0], 3))
         for first, last in LIMBS:
