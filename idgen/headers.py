@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
 from pathlib import Path
 
 from idgen.errors import IdgenError
@@ -22,18 +22,30 @@ MEANINGS = {
 }
 
 
-def require_format(path: object, metadata: Mapping[str, str], wanted: str, otherwise: str) -> None:
+def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a safetensors file says of itself, `"format"` where idgen wrote it; {} of files of other kinds.
+
+    Raises:
+        IdgenError: it is not there, or damaged.
     """
+    from idgen.checkpoint import load_metadata  # not before it is needed: it takes torch along
+
+    return load_metadata(path) if Path(path).suffix == ".safetensors" else {}
+
+
+def require_format(path: str | os.PathLike[str], wanted: str, otherwise: str) -> dict[str, str]:
+    """The header of a file of the format that is wanted.
+
     Args:
-        metadata: the file's header; empty for a file without one.
-        wanted: the format that is needed.
         otherwise: what to say of a file that none of idgen's formats explains.
     Raises:
-        IdgenError: the file is of another format; it says of which, where idgen wrote it.
+        IdgenError: as `read_header`, or the file is of another format; it says of which, where idgen wrote it.
     """
-    found = metadata.get("format")
+    header = read_header(path)
+    found = header.get("format")
     if found != wanted:
         raise IdgenError(f"{path} is {MEANINGS[found]}" if found in MEANINGS else otherwise)
+    return header
 
 
 def check_replaces(path: Path, wanted: str) -> None:
@@ -46,12 +58,10 @@ def check_replaces(path: Path, wanted: str) -> None:
     Raises:
         IdgenError: the file is there, and of another of idgen's formats.
     """
-    from idgen.checkpoint import load_metadata
-
     if not path.is_file():
         return
     try:
-        found = load_metadata(path).get("format")
+        found = read_header(path).get("format")
     except IdgenError:  # damaged: nothing is lost with it
         return
     if found in MEANINGS and found != wanted:

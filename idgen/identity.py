@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from idgen.checkpoint import load_metadata, load_weights, save_weights
+from idgen.checkpoint import load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.headers import IDENTITY, require_format
 
@@ -138,9 +138,8 @@ class Identity:
         Raises:
             IdgenError: the file is missing, damaged, not an identity, or holds NaN.
         """
-        metadata = load_metadata(path) if str(path).endswith(".safetensors") else {}
         advice = f"{path} is not an identity file: `idgen embed photo.jpg -o person.safetensors` makes one"
-        require_format(path, metadata, IDENTITY, advice)
+        metadata = require_format(path, IDENTITY, advice)
         if "recogniser" not in metadata:
             raise IdgenError(advice)
         tensors = load_weights(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +26,7 @@ from idgen.adapters.base import Scale
 from idgen.adapters.call import KEY, Conditioning
 from idgen.adapters.embeddings import People, RawEmbeddings
 from idgen.adapters.pva import PVAAdapter
-from idgen.adapters.pva.person import PersonWeights, apply_person, remove_person
+from idgen.adapters.pva.person import Personal, PersonWeights
 from idgen.adapters.pva.prompt import NEGATIVE, PLACEHOLDER, PROMPT, PersonPrompts, encode_prompts
 from idgen.adapters.pva.rows import check_settings, expanded, for_rows, people_of, pictures_of
 from idgen.adapters.pva.sources import ADAPTER, RECOGNISER, SAVED, load_adapter, load_parts, load_recogniser, locate
@@ -43,14 +42,6 @@ if TYPE_CHECKING:
     from idgen.imageio import ImageLike
 
 Prompt = str | Sequence[str]
-
-
-@dataclass(eq=False, repr=False)
-class _Personal:
-    """Whom an adapter is personalised for, and what it was before. Pipelines that share the adapter share this too."""
-
-    person: PersonWeights | None = None
-    before: dict[str, Tensor] | None = None
 
 
 class PVAInpaintPipeline(EndsGuidance, StableDiffusionInpaintPipeline):
@@ -106,7 +97,7 @@ class PVAInpaintPipeline(EndsGuidance, StableDiffusionInpaintPipeline):
             requires_safety_checker=requires_safety_checker,
         )
         self.register_to_config(placeholder=placeholder)
-        self._personal = _Personal()
+        self._personal = Personal()
 
     @classmethod
     def from_pretrained(
@@ -177,7 +168,7 @@ class PVAInpaintPipeline(EndsGuidance, StableDiffusionInpaintPipeline):
         self.unload_person()
         take_out(self.pva, self.unet)
         self.pva = self.recogniser = None
-        self._personal = _Personal()
+        self._personal = Personal()
 
     @property
     def person(self) -> PersonWeights | None:
@@ -194,17 +185,13 @@ class PVAInpaintPipeline(EndsGuidance, StableDiffusionInpaintPipeline):
         """
         if not isinstance(person, PersonWeights):
             person = PersonWeights.load(person)
-        adapter = self._adapter()
-        self.unload_person()
-        self._personal.before = apply_person(adapter, bare(self.unet), person)
-        self._personal.person = person
+        self._personal.change(self._adapter(), bare(self.unet), person)
         return self
 
     def unload_person(self) -> None:
         """Change the model back."""
-        if self.pva is not None and self._personal.before is not None:
-            remove_person(self.pva, bare(self.unet), self._personal.before)
-        self._personal.person = self._personal.before = None
+        if self.pva is not None:
+            self._personal.undo(self.pva, bare(self.unet))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write the inpainting model as diffusers does, and beside it `pva/` with the adapter and the recogniser (an IResNet)."""
@@ -286,7 +273,7 @@ class PVAInpaintPipeline(EndsGuidance, StableDiffusionInpaintPipeline):
         cross_attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> StableDiffusionPipelineOutput | Any:
         """Fill the hole in a picture, `num_images_per_prompt` times for each person.
 
         Args:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import is_compiled_module
+from torch import nn
 
 from idgen.adapters.base import Adapter
 from idgen.adapters.call import KEY
@@ -23,10 +26,16 @@ class SharedNetworks(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls: type[Self], pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """diffusers' `from_pipe`, in the pipeline's own dtype; an adapter that is in its UNet is shared too."""
+        """diffusers' `from_pipe`, in the networks' own dtypes; an adapter that is in its UNet is shared too."""
+        own: list[tuple[nn.Module, torch.dtype]] = []
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = pipeline.dtype  # diffusers' default casts the shared networks to float32
+            # diffusers casts all networks, the shared ones too, to one dtype: to the widest, which loses nothing, and back.
+            parts = (pipeline.components | kwargs).values()
+            own = [(part, next(part.parameters()).dtype) for part in parts if isinstance(part, nn.Module)]
+            kwargs["dtype"] = reduce(torch.promote_types, (dtype for _, dtype in own)) if own else pipeline.dtype
         pipe = super().from_pipe(pipeline, **kwargs)
+        for part, dtype in own:
+            part.to(dtype)
         if cls._along:
             adapter = getattr(pipeline, cls._along[0], None)
             if adapter is not None and adapter.unet is bare(pipe.unet):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from idgen.adapters import load_adapter as load_adapter_of_any_method
 from idgen.adapters.cachekv.cache import ReferenceCache
 from idgen.adapters.pva.person import PersonWeights
 from idgen.checkpoint import save_weights
@@ -17,6 +18,7 @@ from idgen.headers import ADAPTER, CACHE, FINETUNE, IDENTITY, MEANINGS, PERSON, 
 from idgen.identity import Identity
 from idgen.inspection import inspect_weights
 from tests.renders import Refused
+from tests.tiny import tiny_unet
 
 READERS: dict[str, Callable[[Path], object]] = {
     CACHE: ReferenceCache.read,
@@ -70,3 +72,10 @@ def test_what_is_not_there_damaged_or_not_ours_may_be_replaced(tmp_path: Path) -
 def test_inspection_says_what_a_file_is_for(given: str, tmp_path: Path) -> None:
     save_weights(tmp_path / "file.safetensors", {"weight": torch.ones(2)}, {"format": given})
     assert MEANINGS[given] in inspect_weights(tmp_path / "file.safetensors").notes
+
+
+def test_an_adapter_of_a_method_that_is_not_here_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "newer.safetensors"
+    save_weights(file, {"weight": torch.ones(2)}, {"format": ADAPTER, "method": "tomorrow"})
+    with pytest.raises(IdgenError, match=rf"{file} is an adapter of the method 'tomorrow', and there are .*wplus"):
+        load_adapter_of_any_method(file, tiny_unet(32))

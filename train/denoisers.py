@@ -180,9 +180,14 @@ def resolution(pipe: Any) -> int:
 
 
 def picture_sizes(pipe: Any, latents: Tensor) -> Tensor:
-    """(batch, 6) what SDXL is told of pictures that have these latents: height and width, no crop, height and width again."""
+    """(batch, 6) what SDXL is told of pictures that have these latents, see `told_size`."""
     height, width = (side * pipe.vae_scale_factor for side in latents.shape[-2:])
-    return torch.tensor([height, width, 0, 0, height, width], device=latents.device).expand(len(latents), -1)
+    return told_size(height, width).to(latents.device).expand(len(latents), -1)
+
+
+def told_size(height: int, width: int) -> Tensor:
+    """(6,) what SDXL is told of a picture: height and width, no crop, height and width again."""
+    return torch.tensor([height, width, 0, 0, height, width])
 
 
 def read_identities(encoder: Any, photos: Sequence[Any]) -> tuple[Tensor, Identity]:

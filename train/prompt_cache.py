@@ -13,7 +13,7 @@ from torch import Tensor
 
 from idgen.data.disk_cache import DiskCache, digest
 from idgen.rewards.policies import Condition
-from idgen.train.denoisers import picture_sizes, resolution
+from idgen.train.denoisers import picture_sizes, resolution, told_size
 from idgen.train.priors import fingerprint
 
 IN_MEMORY = 10_000  # prompts; each is 0.3 MB for Stable Diffusion 1.5 in float32
@@ -83,8 +83,7 @@ def of_pictures(pipe: Any, condition: Condition, latents: Tensor) -> Condition:
 
 
 def _with_sizes(pipe: Any, context: Tensor, pooled: Tensor) -> Condition:
-    side = resolution(pipe)
-    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=context.dtype, device=context.device)
+    sizes = told_size(resolution(pipe), resolution(pipe)).to(context)
     return Condition(context, None, pooled, sizes.repeat(len(context), 1))
 
 

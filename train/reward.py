@@ -39,6 +39,7 @@ from idgen.train.checkpoints import damage, newest_first
 from idgen.train.config import TrainConfig
 from idgen.train.loop import Batch, Stage, run
 from idgen.train.picture_coding import encode_photos, load_tiny
+from idgen.train.prompt_cache import of_pictures
 from idgen.train.reward_checks import CheckConfig, Checks, photo_embeddings
 from idgen.train.subjects import FILE, AdapterSubject, Arc2FaceSubject, Subject, TextSubject
 
@@ -86,6 +87,7 @@ class RewardTrainConfig(TrainConfig):
 class RewardStage(Stage[RewardTrainConfig]):
     """A policy, its rewards and its guards."""
 
+    module: Policy
     shardable = False
 
     def __init__(self, config: RewardTrainConfig, device: torch.device) -> None:
@@ -240,6 +242,7 @@ class RewardStage(Stage[RewardTrainConfig]):
     ) -> tuple[Tensor, Tensor | None]:
         noised = add_noise(self.subject.pipe.scheduler, batch["latents"])
         condition = condition.where(batch["dropped"], self.subject.nobody(len(condition)))
+        condition = of_pictures(self.subject.pipe, condition, batch["latents"])
         answer = model(noised.noisy, noised.timesteps, condition)
         plain = denoising_loss(answer, noised)
         if not self.config.anchor_weight:
@@ -325,7 +328,9 @@ class RewardStage(Stage[RewardTrainConfig]):
             rows, stopped = stored["history"], stored["stopped"]
             self.guards.history = [row for row in rows if row["step"] <= self.step]
         except (ValueError, KeyError, TypeError) as error:
-            raise IdgenError(f"{self._file} is damaged: remove it, or start with --resume false") from error
+            raise IdgenError(
+                f"{self._file} is damaged, or of an earlier version: remove it, or start with --resume false"
+            ) from error
         if self.config.guards.act and len(self.guards.history) == len(rows):
             self.stopped = stopped
 

@@ -30,10 +30,10 @@ from idgen.adapters.injections.parts import Part, made_ready
 from idgen.adapters.layers import AttentionLayer, attention_layers, family
 from idgen.adapters.masks import as_mask
 from idgen.adapters.schedule import StepScales, layer_scales
-from idgen.checkpoint import load_metadata, load_strict, load_weights, save_weights
+from idgen.checkpoint import load_strict, load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.families import FAMILIES, text_width
-from idgen.headers import ADAPTER
+from idgen.headers import ADAPTER, read_header
 
 Scale = float | Sequence[float] | dict[str, float]
 Self = TypeVar("Self", bound="Adapter")
@@ -236,7 +236,7 @@ class Adapter(nn.Module, ABC):
             IdgenError: the file is missing, broken, of another method or base, or a key is missing, unknown or misshapen;
                 options for a file that `save` wrote, which says all.
         """
-        metadata = header(path)
+        metadata = read_header(path)
         own = metadata.get("format") == ADAPTER
         if own and options:
             raise IdgenError(
@@ -256,9 +256,8 @@ class Adapter(nn.Module, ABC):
             config, state = cls.convert(tensors, layers, source=source, **options)
         adapter = cls(config, layers)
         load_strict(adapter, state, f"{cls.method} adapter from {path}")
-        device = (
-            "cpu" if unet.device.type == "meta" else unet.device
-        )  # offloaded layer by layer: the weights are not there
+        # Of a UNet that is offloaded layer by layer the weights are nowhere.
+        device = "cpu" if unet.device.type == "meta" else unet.device
         return adapter.to(device=device, dtype=dtype or unet.dtype).eval()
 
     @classmethod
@@ -270,11 +269,6 @@ class Adapter(nn.Module, ABC):
             raise IdgenError(
                 f"{path} was saved by another version of idgen ({error}): convert the published file again"
             ) from error
-
-
-def header(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What a file says of itself: `"format"` is `idgen.headers.ADAPTER` where `Adapter.save` wrote it; {} of pickles."""
-    return load_metadata(path) if Path(path).suffix == ".safetensors" else {}
 
 
 def adapters_in(unet: UNet2DConditionModel) -> dict[str, object]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from idgen.adapters.base import Adapter, header
+from idgen.adapters.base import Adapter
 from idgen.adapters.registry import adapter_class, methods
 from idgen.conversion import find_weights
 from idgen.errors import IdgenError
-from idgen.headers import ADAPTER, MEANINGS
+from idgen.headers import ADAPTER, MEANINGS, read_header
 from idgen.inspection import inspect_weights
 
 
@@ -26,9 +26,11 @@ def load_adapter(path: str | os.PathLike[str], unet: UNet2DConditionModel, **opt
         IdgenError: as `Adapter.from_pretrained`, or the file is no adapter's.
     """
     file = find_weights(path)
-    metadata = header(file)
+    metadata = read_header(file)
     if metadata.get("format") == ADAPTER:
         name = metadata.get("method", "")
+        if name not in methods():
+            raise IdgenError(f"{path} is an adapter of the method {name!r}, and there are {', '.join(methods())}")
     else:
         report = inspect_weights(file)
         if report.method is None or report.method not in methods():

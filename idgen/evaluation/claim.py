@@ -63,6 +63,8 @@ def claim(out: Path, settings: dict[str, Any], processes: Processes) -> None:
             before = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
+        if before.keys() != settings.keys():
+            raise IdgenError(f"{out} was begun by another version of idgen: choose another --out, or delete it")
         other = [name for name in settings if before.get(name) != settings[name]]
         if other:
             raise IdgenError(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from idgen.checkpoint import load_metadata, load_weights, save_weights
+from idgen.checkpoint import load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.families import family_name
 from idgen.finetune.adapters import adapter_parameters, inject, remove_adapter
@@ -209,10 +208,8 @@ def plain_settings(config: Any) -> dict[str, Any]:
 
 
 def _header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    header = load_metadata(path) if Path(path).suffix == ".safetensors" else {}
-    require_format(
+    header = require_format(
         path,
-        header,
         FINETUNE,
         f"{path} was not saved by idgen.finetune: load_kohya reads kohya's LoRA files, pipe.load_lora_weights those of diffusers",
     )

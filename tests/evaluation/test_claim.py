@@ -52,6 +52,12 @@ def test_other_photos_are_another_evaluation(tmp_path: Path) -> None:
     assert others(before, settings()) == ["photos"]
 
 
+def test_what_another_version_began_is_said_to_be_so(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps({"weights": "w", "seed": 0}))
+    with pytest.raises(IdgenError, match="begun by another version of idgen"):
+        claim(tmp_path, {"weights": "w", "seed": 0, "photos": "p"}, Processes())
+
+
 def test_other_degraded_pictures_masks_bases_and_pipelines_are_another_evaluation(tmp_path: Path) -> None:
     data = write_ffhq_ref(tmp_path / "ffhq")
     degraded = data / "test_images" / "severe_degrad"

@@ -120,6 +120,15 @@ def test_from_pipe_leaves_the_shared_networks_in_their_precision(make):
     assert type(pipe).from_pipe(pipe, dtype=torch.float32, **vae).unet.dtype == torch.float32
 
 
+def test_from_pipe_keeps_precisions_that_differ():
+    pipe = make_pipe()
+    pipe.unet.to(torch.bfloat16)
+    exact = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    type(pipe).from_pipe(pipe)
+    assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.float32)
+    assert all(torch.equal(value, exact[name]) for name, value in pipe.unet.state_dict().items())
+
+
 def test_pipelines_of_one_unet_know_whom_it_is_personalised_for():
     pipe = pva()
     twin = sibling(pipe)

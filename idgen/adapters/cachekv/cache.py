@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from idgen.checkpoint import load_metadata, load_weights, save_weights
+from idgen.checkpoint import load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.headers import CACHE, require_format
 from idgen.identity import Identity
@@ -137,13 +137,12 @@ class ReferenceCache:
         Raises:
             IdgenError: missing, damaged, or no reference cache.
         """
-        header, tensors = load_metadata(path), load_weights(path)
-        require_format(
+        header = require_format(
             path,
-            header,
             CACHE,
             f"{path} is no reference cache: `idgen restore --ref ... --cache FILE` writes one, `CacheKV.build` makes one",
         )
+        tensors = load_weights(path)
         try:
             levels = {str(name): int(level) for name, level in json.loads(header["levels"]).items()}
             layers = {

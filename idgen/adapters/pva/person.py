@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from idgen.adapters.pva.adapter import PVAAdapter
-from idgen.checkpoint import load_metadata, load_weights, save_weights
+from idgen.checkpoint import load_weights, save_weights
 from idgen.errors import IdgenError
 from idgen.headers import PERSON, require_format
 
@@ -63,9 +63,8 @@ class PersonWeights:
         Raises:
             IdgenError: the file is missing, damaged, or something else.
         """
-        metadata = load_metadata(path) if str(path).endswith(".safetensors") else {}
         advice = f"{path} holds no person's weights: `idgen personalise` writes them"
-        require_format(path, metadata, PERSON, advice)
+        metadata = require_format(path, PERSON, advice)
         if metadata.get("variant") not in get_args(Variant):
             raise IdgenError(advice)
         # Training that changes nothing is possible.
@@ -150,6 +149,26 @@ def remove_person(adapter: PVAAdapter, unet: UNet2DConditionModel, before: Mappi
         for name, value in before.items():
             own[name].copy_(value)
     remove_lora(unet)
+
+
+@dataclass(eq=False, repr=False)
+class Personal:
+    """Whom a model is personalised for. Pipelines that share the model share this too."""
+
+    person: PersonWeights | None = None
+    _before: dict[str, Tensor] | None = None
+
+    def change(self, adapter: PVAAdapter, unet: UNet2DConditionModel, person: PersonWeights) -> None:
+        """As `apply_person`, in the place of whoever was there before."""
+        self.undo(adapter, unet)
+        self._before = apply_person(adapter, unet, person)
+        self.person = person
+
+    def undo(self, adapter: PVAAdapter, unet: UNet2DConditionModel) -> None:
+        """The model is as it was, to the bit."""
+        if self._before is not None:
+            remove_person(adapter, unet, self._before)
+        self.person = self._before = None
 
 
 def add_lora(unet: UNet2DConditionModel, rank: int) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from idgen import headers
-from idgen.adapters.base import header
 from idgen.adapters.pva.adapter import PVAAdapter, own_attention
 from idgen.adapters.pva.prompt import PLACEHOLDER
 from idgen.adapters.wplus.sources import find_base, load_base
 from idgen.checkpoint import load_strict, load_weights
 from idgen.errors import IdgenError
+from idgen.headers import ADAPTER as FORMAT
+from idgen.headers import read_header
 from idgen.hub import fetch_folder, is_hub_id
 from idgen.models.iresnet import from_state, load_iresnet
 from idgen.models.published import part
@@ -100,7 +100,7 @@ def load_parts(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_adapter(path: Path, unet: UNet2DConditionModel) -> PVAAdapter:
     """A published or saved file. A published one's text attention (CrossQKV), where it has one, goes into the UNet to stay."""
-    if header(path).get("format") == headers.ADAPTER:
+    if read_header(path).get("format") == FORMAT:
         return PVAAdapter.from_pretrained(path, unet)
     adapter = PVAAdapter.from_pretrained(path, unet, own_attention_too=True)
     own = own_attention(load_weights(path))
