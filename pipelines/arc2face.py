@@ -159,7 +159,7 @@ class Arc2FacePipeline(EndsGuidance, StableDiffusionPipeline):
         guidance_rescale: float = 0.0,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - diffusers' own signature
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> StableDiffusionPipelineOutput | Any:
         """Generate `num_images_per_prompt` images of each person, person by person.
 
         Args:

@@ -144,7 +144,7 @@ class _FACT(EndsGuidance):
         num_images_per_prompt: int = 1,
         cross_attention_kwargs: dict[str, Any] | None = None,
         **options: Any,
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> StableDiffusionPipelineOutput | Any:
         """Generate `num_images_per_prompt` images of each person. Nothing is swapped into them afterwards.
 
         Args:

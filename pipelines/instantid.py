@@ -134,7 +134,7 @@ class _InstantID(SharedNetworks):
         num_images_per_prompt: int = 1,
         cross_attention_kwargs: dict[str, Any] | None = None,
         **options: Any,
-    ) -> StableDiffusionXLPipelineOutput | tuple:
+    ) -> StableDiffusionXLPipelineOutput | Any:
         """Generate `num_images_per_prompt` images of each person, or for each prompt.
 
         Args:

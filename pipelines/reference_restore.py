@@ -163,7 +163,7 @@ class ReferenceRestorePipeline(SharedNetworks):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> ImagePipelineOutput | Any:
         """Restore photos.
 
         Args:

@@ -202,7 +202,7 @@ class WPlusPipeline(EndsGuidance, StableDiffusionPipeline):
         num_images_per_prompt: int = 1,
         cross_attention_kwargs: dict[str, Any] | None = None,
         **options: Any,
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> StableDiffusionPipelineOutput | Any:
         """Generate `num_images_per_prompt` images of each person, person by person.
 
         Args:

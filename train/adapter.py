@@ -30,7 +30,7 @@ from idgen.losses.diffusion import Noised, add_noise, denoising_loss, predicted_
 from idgen.losses.identity import schedule_weights, scheduled_identity
 from idgen.rewards.chain import Chain
 from idgen.rewards.identity import load_encoder
-from idgen.rewards.policies import guided
+from idgen.rewards.policies import Policy, guided
 from idgen.rewards.terms import RewardSum, RewardTerm
 from idgen.rewards.views import vae_decoder
 from idgen.train.adapter_samples import PhotoSamples, RenderSamples, Samples
@@ -92,6 +92,7 @@ class AdapterTrainConfig(IdentityLossConfig):
 class AdapterStage(Stage[AdapterTrainConfig]):
     """An identity adapter that reads face embeddings, beside a frozen text-to-image model."""
 
+    module: Policy
     shardable = False
 
     def __init__(self, config: AdapterTrainConfig, device: torch.device) -> None:

@@ -62,6 +62,8 @@ class Arc2FaceTrainConfig(IdentityLossConfig):
 class Arc2FaceStage(Stage[Arc2FaceTrainConfig]):
     """UNet and text encoder, conditioned on a face."""
 
+    module: IdentityDenoiser
+
     def __init__(self, config: Arc2FaceTrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)

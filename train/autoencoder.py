@@ -68,6 +68,8 @@ class AutoencoderConfig(TrainConfig):
 class AutoencoderStage(Stage[AutoencoderConfig]):
     """diffusers' AutoencoderTiny."""
 
+    module: _Reconstruct
+
     def __init__(self, config: AutoencoderConfig, device: torch.device) -> None:
         super().__init__(config, device)
         if config.freeze_decoder and (config.freeze_encoder or config.adversarial_weight):

@@ -54,6 +54,8 @@ class BaseConfig(WordsLossConfig):
 class BaseStage(Stage[BaseConfig]):
     """UNet and text encoder of the mini family."""
 
+    module: TextDenoiser
+
     def __init__(self, config: BaseConfig, device: torch.device) -> None:
         super().__init__(config, device)
         data, held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)

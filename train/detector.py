@@ -43,6 +43,8 @@ class DetectorConfig(TrainConfig):
 class DetectorStage(Stage[DetectorConfig]):
     """The detector."""
 
+    module: MiniDetector
+
     def __init__(self, config: DetectorConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)

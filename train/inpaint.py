@@ -79,6 +79,8 @@ class InpaintTrainConfig(IdentityLossConfig, WordsLossConfig):
 class InpaintStage(Stage[InpaintTrainConfig]):
     """PVA's own weights, and where wanted the UNet's."""
 
+    module: PVADenoiser
+
     def __init__(self, config: InpaintTrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         parts: dict[str, Any] = load_base(config.base, {})
@@ -211,7 +213,7 @@ class InpaintStage(Stage[InpaintTrainConfig]):
         figures, rows = {}, [truth * (1 - holes)]
         for name, who in (("person", people), ("nobody", None)):
             generator = [torch.Generator().manual_seed(index) for index in range(len(shots))]
-            options = {"num_inference_steps": 20, "output_type": "pt", "generator": generator}
+            options: dict[str, Any] = {"num_inference_steps": 20, "output_type": "pt", "generator": generator}
             prompt = None if who else [NEGATIVE] * len(shots)
             made = pipe(who, prompt, (truth + 1) / 2, holes, **options).images.float() * 2 - 1
             rows.append(made)

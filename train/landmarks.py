@@ -47,6 +47,8 @@ class LandmarksConfig(TrainConfig):
 class LandmarksStage(Stage[LandmarksConfig]):
     """The landmark network; the detector is given."""
 
+    module: LandmarkNetwork
+
     def __init__(self, config: LandmarksConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)

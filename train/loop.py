@@ -68,7 +68,7 @@ class Stage(ABC, Generic[Config]):
         """Draws a batch; all randomness comes from `rng`. "ids", if it is there, names its samples in errors."""
 
     @abstractmethod
-    def losses(self, model: Callable[..., Any], batch: Batch, progress: float) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Scalars by name; "loss" is minimised, the others are logged. `progress` runs from 0 to 1."""
 
     @abstractmethod

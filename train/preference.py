@@ -40,6 +40,8 @@ class PreferenceConfig(TrainConfig):
 class PreferenceStage(Stage[PreferenceConfig]):
     """The head, and pictures to spoil."""
 
+    module: PreferenceNet
+
     def __init__(self, config: PreferenceConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)

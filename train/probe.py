@@ -55,6 +55,8 @@ class ProbeConfig(TrainConfig):
 class ProbeStage(Stage[ProbeConfig]):
     """The probe and the attributes of each picture as class numbers."""
 
+    module: _Trained
+
     def __init__(self, config: ProbeConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)

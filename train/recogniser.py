@@ -47,6 +47,8 @@ class RecogniserConfig(TrainConfig):
 class RecogniserStage(Stage[RecogniserConfig]):
     """The recogniser and its class centres."""
 
+    module: _Classifier
+
     def __init__(self, config: RecogniserConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)

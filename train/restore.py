@@ -97,6 +97,8 @@ class RestoreTrainConfig(IdentityLossConfig):
 class RestoreStage(Stage[RestoreTrainConfig]):
     """The UNet; autoencoder and recogniser are given."""
 
+    module: Restorer
+
     def __init__(self, config: RestoreTrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         alone = config.references == 0

@@ -31,7 +31,7 @@ from idgen.rewards.anchor import Anchor, anchor_loss
 from idgen.rewards.chain import Chain
 from idgen.rewards.guards import GuardConfig, Guards
 from idgen.rewards.identity import load_encoder
-from idgen.rewards.policies import Condition, guided
+from idgen.rewards.policies import Condition, Policy, guided
 from idgen.rewards.ranking import dpo_loss, drift_loss, extremes, take, unet_features
 from idgen.rewards.terms import RewardSum, RewardTerm
 from idgen.rewards.views import Asked, CropView, FaceFinder, WholeView, vae_decoder

@@ -48,6 +48,8 @@ class TextEncoderConfig(TrainConfig):
 class TextEncoderStage(Stage[TextEncoderConfig]):
     """The mini family's text encoder, and a small network for the pictures beside it."""
 
+    module: CaptionMatcher
+
     def __init__(self, config: TextEncoderConfig, device: torch.device) -> None:
         super().__init__(config, device)
         folders = FaceFolder.open(config.data), FaceFolder.open(config.validation)

@@ -47,6 +47,8 @@ class TinyDecoderConfig(TrainConfig):
 class TinyDecoderStage(Stage[TinyDecoderConfig]):
     """The small decoder beside the autoencoder that it copies."""
 
+    module: TinyDecoder
+
     def __init__(self, config: TinyDecoderConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.data, self.held_out = FaceFolder.open(config.data), FaceFolder.open(config.validation)
