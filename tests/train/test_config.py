@@ -7,36 +7,35 @@ from pathlib import Path
 import pytest
 import yaml
 
-import idgen.configs
 from idgen.errors import IdgenError
-from idgen.train.arc2face import Arc2FaceTrainConfig
-from idgen.train.autoencoder import AutoencoderConfig
-from idgen.train.base import BaseConfig
 from idgen.train.config import dump, parse_config
 from idgen.train.detector import DetectorConfig
-from idgen.train.inpaint import InpaintTrainConfig
 from idgen.train.recogniser import RecogniserConfig
-from idgen.train.restore import RestoreTrainConfig
-from idgen.train.text_encoder import TextEncoderConfig
-
-RECIPES = Path(idgen.configs.__file__).parent / "mini"
-KINDS = {
-    "recogniser": RecogniserConfig,
-    "judge": RecogniserConfig,
-    "detector": DetectorConfig,
-    "autoencoder": AutoencoderConfig,
-    "base": BaseConfig,
-    "arc2face": Arc2FaceTrainConfig,
-    "inpaint": InpaintTrainConfig,
-    "restore": RestoreTrainConfig,
-    "text_encoder": TextEncoderConfig,
-}
+from tests.recipes import CONFIGS, config_class, plans, recipes, training_of
+from tools.train_mini import _filled
 
 
-@pytest.mark.parametrize("name", sorted(KINDS))
-def test_every_recipe_that_ships_is_valid(name: str) -> None:
-    config = parse_config(KINDS[name], ["--config", str(RECIPES / f"{name}.yaml")])
-    assert config.output_dir == Path(f"runs/mini/{name}")
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda file: file.relative_to(CONFIGS).with_suffix("").as_posix())
+def test_every_recipe_that_ships_is_valid(recipe: Path) -> None:
+    config = parse_config(config_class(training_of(recipe)), ["--config", str(recipe)])
+    assert config.output_dir == Path("runs") / recipe.relative_to(CONFIGS).with_suffix("")
+
+
+@pytest.mark.parametrize("plan", plans(), ids=lambda file: file.stem)
+def test_every_job_of_a_plan_has_its_training_recipe_settings_and_needs(plan: Path) -> None:
+    jobs = yaml.safe_load(plan.read_text())["jobs"]
+    assert len(jobs) >= 5
+    for name, job in jobs.items():
+        assert set(job.get("needs", [])) <= jobs.keys() - {name}, name
+        if "synth" in job:
+            continue
+        recipe = plan.parent / f"{job['config']}.yaml"
+        assert training_of(recipe) == job["stage"] and job["minutes"] > 0, name
+        for settings in (job.get("set", {}), job.get("rehearse", {})):
+            words = [
+                word for key, value in settings.items() for word in ("--set", f"{key}={_filled(value, Path('o'))}")
+            ]
+            parse_config(config_class(job["stage"]), ["--config", str(recipe), *words])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +74,9 @@ def test_no_means_no_precision_in_yaml_and_on_the_command_line(tmp_path: Path) -
 
 
 def test_the_config_that_a_training_wrote_gives_the_same_settings_again(tmp_path: Path) -> None:
-    first = parse_config(RecogniserConfig, ["--config", str(RECIPES / "recogniser.yaml"), "--mixed_precision", "no"])
+    first = parse_config(
+        RecogniserConfig, ["--config", str(CONFIGS / "mini" / "recogniser.yaml"), "--mixed_precision", "no"]
+    )
     (tmp_path / "config.yaml").write_text(dump(first))
     assert parse_config(RecogniserConfig, ["--config", str(tmp_path / "config.yaml")]) == first
 
