@@ -72,7 +72,7 @@ class WordsLoss:
             rows = order[rows]
             with torch.no_grad():
                 wanted = read(self.decode(truth[rows]).float(), rows)
-            chosen = photos[rows].to(pictures.device)
+            chosen = photos.to(rows.device)[rows]
             return misread_words(read(pictures, rows), wanted, {name: said[chosen] for name, said in self.said.items()})
 
         weights = timestep_weights(self.scheduler.alphas_cumprod, timesteps) * counts

@@ -195,5 +195,5 @@ def _picture(path: Path, keep: bool = False) -> np.ndarray:
     try:
         with open_image(path) as image:
             return np.asarray(image if keep else image.convert("RGB"))
-    except OSError as error:
+    except Exception as error:  # each of Pillow's decoders fails in its own way
         raise IdgenError(f"cannot read {path} ({error}): run the same `idgen synth` again") from None
