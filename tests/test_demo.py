@@ -199,6 +199,8 @@ def test_the_shipped_demo_finds_faces_and_measures_them_within_the_time(tmp_path
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["faces_found"] == len(result["images"]) == 4
-    # Not the bar of docs/RESULTS.md, which this first set of weights misses: only that the scale is a scale.
-    assert -1 < result["id_score"] < 1.5
+    # Far below docs/RESULTS.md, which another machine's kernels may miss a little; far above a stranger and no references.
+    assert result["id_score"] > 0.6
+    for repair in ("restoration", "inpainting"):
+        assert result[repair]["id_score"] > result[repair]["without_references"]["id_score"] + 0.3
     assert seconds < 120  # the bar of 40 s is for an idle machine (benchmarks/speed.py); tests share theirs

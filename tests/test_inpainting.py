@@ -114,7 +114,7 @@ def test_a_turned_face_is_filled_in_its_place(pipe, encoder, monkeypatch):
     turned = inpaint_photo(pipe, encoder, turned, None, region="eyes", **FEW)
     assert (np.rot90(turned.hole, 2) ^ upright.hole).mean() < 0.03
     difference = np.abs(np.rot90(np.asarray(turned.image), 2).astype(int) - np.asarray(upright.image))
-    assert difference[upright.hole].mean() < 20
+    assert difference[upright.hole].mean() < 1  # a face that is not turned in place differs by about 4
 
 
 def test_of_several_faces_the_one_like_the_references_is_filled(pipe, encoder, monkeypatch):
