@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING
 # Before anything imports torch or huggingface_hub: a test that reaches for the hub must fail at once, not wait.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What a developer's shell may have set: tests see what ships.
+os.environ.pop("IDGEN_MINI", None)
+os.environ.pop("IDGEN_DEBUG", None)
+os.environ.pop("INSIGHTFACE_HOME", None)
+os.environ.pop("WORLD_SIZE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: the workers are the parallelism
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

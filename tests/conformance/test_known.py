@@ -1,5 +1,6 @@
 """No golden goes unchecked, and the checker itself can fail."""
 
+import json
 import re
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_golden_is_known(folder):
 
 @pytest.mark.parametrize("name", claims())
 def test_every_computation_has_a_golden_of_its_own(name):
-    assert claimed(DEFAULT_ROOT / name, [name]) and (DEFAULT_ROOT / name / "README.json").is_file()
+    assert json.loads((DEFAULT_ROOT / name / "README.json").read_text())["name"] == name
 
 
 def test_an_unknown_folder_is_noticed(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import html
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 import torch
 
 from idgen.cli import main
+from idgen.evaluation.evidence import Evidence, Sheet
+from idgen.evaluation.measures import TAKE
+from idgen.evaluation.protocol import MEASURES
 from tests.evaluation import toys
 
 PEOPLE = 12
@@ -65,11 +69,30 @@ def test_an_honest_generator_scores_as_real_photos_do(
     assert {path.name for path in out.iterdir()} == {"report.html", "metrics.json", "metrics.csv", "cache"}
 
 
+@pytest.fixture
+def took(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Of each measure that runs from now on, whether it left a figure, a column or a reason."""
+    left = {}
+
+    def watched(name: str, take: Callable[[Evidence, Sheet], None]) -> Callable[[Evidence, Sheet], None]:
+        def run(evidence: Evidence, sheet: Sheet) -> None:
+            before = len(sheet.figures), len(sheet.columns), len(sheet.not_run)
+            take(evidence, sheet)
+            left[name] = (len(sheet.figures), len(sheet.columns), len(sheet.not_run)) != before
+
+        return run
+
+    for name, take in TAKE.items():
+        monkeypatch.setitem(TAKE, name, watched(name, take))
+    return left
+
+
 def test_every_measure_is_a_figure_or_has_a_reason(
-    generated: Path, references: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    took: dict[str, bool], generated: Path, references: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = evaluate(capsys, generated, "--references", references, "--out", tmp_path / "out")
     why = result["not_run"]
+    assert took.keys() | why.keys() >= set(MEASURES) and len(took) > 5 and all(took.values())
     assert "--training" in why["nearest_training_person"] and "--lookalikes" in why["same_appearance"]
     assert "at least 513 images" in why["fid"] and value(result, "kid") is not None
     assert why["psnr"] == "not part of protocol 'mini'"
