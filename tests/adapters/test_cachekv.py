@@ -288,7 +288,7 @@ def test_calls_nest(kv):
 
 def test_an_error_in_the_unet_ends_the_call(kv):
     plain = predict(kv)
-    with pytest.raises(RuntimeError), kv.attend(kv.build(people())):
+    with pytest.raises(RuntimeError, match="channels"), kv.attend(kv.build(people())):
         kv.unet(torch.zeros(1, 3, SIDE, SIDE), 500)
     assert torch.equal(predict(kv), plain)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from idgen.checkpoint import load_metadata, load_weights, save_weights
 from idgen.errors import IdgenError
-from idgen.finetune import adapter_parameters, describe, load_kohya, save_adapter, save_kohya
+from idgen.finetune import adapter_parameters, describe, load_adapter, load_kohya, save_adapter, save_kohya
 from idgen.finetune.kohya import _sgm
 from idgen.finetune.places import places
 from idgen.signatures import recognise
@@ -131,6 +131,9 @@ def test_every_layer_keeps_its_own_rank_and_alpha(alphas: bool, base: str, spell
         assert torch.allclose(model.get_submodule(layer).get_delta_weight("style").flatten(1), change, atol=1e-5), layer
     # And goes on into idgen's own format, alphas and all.
     save_adapter(tmp_path / "b.safetensors", model, "style")
+    other = unet(base)
+    load_adapter(tmp_path / "b.safetensors", other, "style")
+    assert torch.equal(output(other), output(model)) and not torch.equal(output(other), output(unet(base)))
 
 
 def test_magnitudes_with_and_without_axes_of_one_are_read(tmp_path: Path) -> None:

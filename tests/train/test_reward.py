@@ -271,7 +271,7 @@ def test_weights_whose_check_did_not_fit_into_memory_are_not_kept(tmp_path: Path
     stage = RewardStage(config(tmp_path, people_folder, guards={}), torch.device("cpu"))
     stage.checks = out_of_memory  # type: ignore[assignment]
     stage.begun = 1
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="out of memory"):
         stage.validate()
     stage.save(tmp_path / "weights")
     assert not (tmp_path / "weights").exists()  # not even the base's were measured
@@ -282,7 +282,7 @@ def test_weights_whose_check_did_not_fit_into_memory_are_not_kept(tmp_path: Path
     with torch.no_grad():
         for parameter in stage.module.parameters():
             parameter += 1
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="out of memory"):
         stage.validate()
     stage.save(tmp_path / "weights")
     kept = load_weights(tmp_path / "weights" / "adapter.safetensors")
