@@ -140,7 +140,7 @@ for name in names:
 def test_the_demo_runs_from_the_wheel_without_a_network(
     run_installed: Callable[..., subprocess.CompletedProcess], tmp_path: Path
 ) -> None:
-    done = run_installed("-m", "idgen", "demo", "--out", str(tmp_path / "demo"), "--json")
+    done = run_installed("-m", "idgen", "demo", "--steps", "2", "--out", str(tmp_path / "demo"), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert {"id_similarity", "id_score", "seconds_per_image", "images"} <= set(report)
