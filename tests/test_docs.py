@@ -35,10 +35,31 @@ def test_what_the_docs_import_is_there(file):
         exec(compile(ast.Module(imports, []), str(file), "exec"), {})
 
 
-def test_the_reward_of_the_docs_has_a_gradient(tmp_path, monkeypatch):
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """The photos of the docs in the working folder: PNG under their names, as a photo is told by its content."""
     monkeypatch.chdir(tmp_path)
-    for number in (1, 2):  # PNG under the names of the docs: a photo is told by its content
-        shutil.copy(ROOT / "examples" / "person_900007" / f"{number}.png", f"anna{number}.jpg")
+    people = {"anna1": (900007, 1), "anna2": (900007, 2), "photo": (900007, 3), "both": (900007, 4), "ben": (900011, 1)}
+    for name, (person, number) in people.items():
+        shutil.copy(ROOT / "examples" / f"person_{person}" / f"{number}.png", f"{name}.jpg")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize(
+    ("page", "made"), [("README.md", "images"), ("docs/inpainting.md", "filled"), ("docs/restoration.md", "restored")]
+)
+def test_the_first_example_of_a_page_runs_as_it_stands(page, made):
+    code = python_blocks(ROOT / page)[0]
+    names = {}
+    exec(compile(re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", code), page, "exec"), names)
+    written = re.findall(r"\.save\(\"(.+?)\"\)", code)
+    assert written and all(Path(file).stat().st_size > 0 for file in written)
+    assert len(names[made]) == 4 if made == "images" else names[made].image.size == (128, 128)
+
+
+@pytest.mark.usefixtures("photos")
+def test_the_reward_of_the_docs_has_a_gradient():
     names = {}
     exec(compile(python_blocks(DOCS / "rewards.md")[0], "docs/rewards.md", "exec"), names)
     names["loss"].backward()
