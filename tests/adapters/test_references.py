@@ -51,6 +51,16 @@ def test_nobody_is_refused(case: Case) -> None:
     arguments = call_arguments(unet, 2)
     before = predict(unet, arguments)
     adapter = case.build(unet).inject(unet)
-    with pytest.raises(IdgenError) as error:
-        conditioned(case, adapter, 0)
-    assert "\n" not in str(error.value) and torch.equal(predict(unet, arguments), before)
+    nobody: list[Any] = [[]]
+    if case.method in ("fact", "cachekv"):  # an Identity without references can not be made
+        nobody.append(MANY[case.method](0))
+    for person in nobody:
+        with pytest.raises(IdgenError, match=r"no identity given|\(.*references, ") as error:
+            adapter.condition(person, **case.inputs(1))
+        assert "\n" not in str(error.value) and torch.equal(predict(unet, arguments), before)
+
+
+@pytest.mark.parametrize("recogniser", ["w600k_r50", "mini"])
+def test_an_identity_has_a_reference(recogniser: str) -> None:
+    with pytest.raises(IdgenError, match=r"\(references, d\), got \[0, 512\]"):
+        identity(recogniser, 0)(0)

@@ -305,7 +305,7 @@ def test_after_a_call_the_modules_are_as_they_were_for_others(pipe):
     options = {"num_inference_steps": 2, "output_type": "latent"}
     before = plain(PROMPT, generator=torch.Generator().manual_seed(0), **options).images
     latents(pipe, person(0))
-    with pytest.raises(IdgenError):
+    with pytest.raises(IdgenError, match="no identity given"):
         latents(pipe, [])
     assert torch.equal(plain(PROMPT, generator=torch.Generator().manual_seed(0), **options).images, before)
     assert pipe.cross_attention_kwargs is None

@@ -162,7 +162,7 @@ def test_other_folders_and_other_bases_are_refused(repository, base, tmp_path):
         load(repository / "ip-adapter.bin")
     parts = tiny_components() | {"safety_checker": None, "feature_extractor": None}
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(tmp_path / "sd15")
-    with pytest.raises(IdgenError):
+    with pytest.raises(IdgenError, match="SDXL"):
         load(repository, base=tmp_path / "sd15")
     with pytest.raises(IdgenError, match="cannot load SDXL"):
         load(repository, base=repository)
