@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,12 +116,22 @@ def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Conf
 
 def find_recipe(path: Path) -> Path:
     """The file that is asked for; where there is none, the recipe that ships under that name, with or without `configs/`
-    before it and `.yaml` behind it. Any other path comes back as it is."""
+    before it and `.yaml` behind it. Any other path comes back as it is.
+
+    Raises:
+        IdgenError: there is none, but a recipe of nearly that name.
+    """
     import idgen.configs
 
     root = Path(idgen.configs.__file__ or "").parent
     shipped = {file.relative_to(root).with_suffix("").as_posix(): file for file in root.rglob("*.yaml")}
-    return path if path.is_file() else shipped.get(path.as_posix().removeprefix("configs/").removesuffix(".yaml"), path)
+    name = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
+    if path.exists() or name in shipped:
+        return path if path.is_file() else shipped.get(name, path)
+    near = difflib.get_close_matches(name, shipped, 1, 0.8)
+    if near:
+        raise IdgenError(f"there is no config {path}: did you mean {near[0]}?")
+    return path
 
 
 def dump(config: BaseModel) -> str:

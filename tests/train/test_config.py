@@ -52,6 +52,14 @@ def test_a_recipe_is_found_by_its_name_from_anywhere(
     assert parse_config(DetectorConfig, ["--config", name]).output_dir == Path("mine")
 
 
+def test_a_recipe_of_nearly_that_name_is_offered() -> None:
+    for name in ("mini/detectr", "configs/mini/detectr.yaml"):
+        with pytest.raises(IdgenError, match=rf"^there is no config {name}: did you mean mini/detector\?$"):
+            parse_config(DetectorConfig, ["--config", name])
+    with pytest.raises(IdgenError, match="cannot read the config nowhere.yaml"):
+        parse_config(DetectorConfig, ["--config", "nowhere.yaml"])
+
+
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(
