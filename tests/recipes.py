@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import get_args
 
 import idgen.configs
 from idgen.train.config import TrainConfig
-from idgen.train.loop import Stage
+from tools.train_mini import stage_of
 
 CONFIGS = Path(idgen.configs.__file__).parent
 # Recipes that are not named like their training.
@@ -28,13 +26,7 @@ TRAININGS = {
 
 def config_class(training: str) -> type[TrainConfig]:
     """The settings of train/NAME.py."""
-    module = import_module(f"idgen.train.{training}")
-    (stage,) = (
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Stage) and kind.__module__ == module.__name__
-    )
-    return get_args(stage.__orig_bases__[0])[0]  # type: ignore[attr-defined]
+    return stage_of(training)[1]
 
 
 def plans() -> list[Path]:

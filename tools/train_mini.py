@@ -111,16 +111,23 @@ def work(name: str, job: dict[str, Any], args: argparse.Namespace) -> int:
     flags = [f"{key}={_filled(value, args.out)}" for key, value in settings.items()]
     config = ["--config", str(args.plan.parent / f"{job['config']}.yaml")]
     sys.argv = [job["stage"], *config, *(word for flag in flags for word in ("--set", flag))]
-    module = import_module(f"idgen.train.{job['stage']}")
-    from idgen.train.loop import Stage, run
+    from idgen.train.loop import run
 
+    run(*stage_of(job["stage"]))
+    return 0
+
+
+def stage_of(training: str) -> tuple[Any, Any]:
+    """The stage of train/NAME.py, and the class of its settings."""
+    from idgen.train.loop import Stage
+
+    module = import_module(f"idgen.train.{training}")
     (stage,) = (
         kind
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, Stage) and kind.__module__ == module.__name__
     )
-    run(stage, get_args(stage.__orig_bases__[0])[0])
-    return 0
+    return stage, get_args(stage.__orig_bases__[0])[0]  # type: ignore[attr-defined]
 
 
 def render(name: str, settings: dict[str, int], args: argparse.Namespace) -> int:
